@@ -1,0 +1,95 @@
+package ca
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hallmark-ca/hallmark/ca/ledger"
+	"github.com/hallmark-ca/hallmark/ca/profile"
+)
+
+// Ledger records issuances; *ledger.Ledger is the real one.
+//
+// Append MUST return nil only when the intent is durable. Finish MUST NOT wait.
+// Both MUST be safe for concurrent use.
+type Ledger interface {
+	Append(context.Context, *ledger.Intent) error
+	Finish(ledger.Outcome)
+}
+
+// Config is what [New] needs.
+type Config struct {
+	Leaf   *profile.Leaf
+	Ledger Ledger
+	// LintShape runs the slow lints on the first certificate of each shape (key
+	// kind and profile) under each issuer, before it is signed. Its signature
+	// is a placeholder. nil runs none.
+	LintShape  func(der []byte) error
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+	Now        func() time.Time
+}
+
+// Authority issues certificates under the current [Snapshot].
+type Authority struct {
+	cfg     Config
+	current atomic.Pointer[Snapshot]
+	clipped prometheus.Counter
+
+	mu   sync.Mutex // guards subs, and the order in which snapshots are installed
+	subs []func(*Snapshot)
+}
+
+// New returns an authority that refuses everything until the first Snapshot is
+// installed.
+func New(cfg Config) (*Authority, error) {
+	if cfg.Leaf == nil || cfg.Ledger == nil || cfg.Log == nil || cfg.Now == nil || cfg.Registerer == nil {
+		return nil, errors.New("making authority: leaf profile, ledger, log, clock and registerer are all required")
+	}
+	a := &Authority{cfg: cfg, clipped: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "hallmark_leaves_clipped_total",
+		Help: "Leaves whose lifetime was cut to their issuer's end.",
+	})}
+	if err := cfg.Registerer.Register(a.clipped); err != nil {
+		return nil, fmt.Errorf("making authority: %w", err)
+	}
+	return a, nil
+}
+
+// Current returns the snapshot in force, nil before the first.
+func (a *Authority) Current() *Snapshot { return a.current.Load() }
+
+// Subscribe calls fn with each snapshot from now on, and at once with the
+// current one where there is one. fn MUST return at once and MUST NOT call
+// Subscribe or Install.
+func (a *Authority) Subscribe(fn func(*Snapshot)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.subs = append(a.subs, fn)
+	if s := a.current.Load(); s != nil {
+		fn(s)
+	}
+}
+
+// Install puts s in force. Only ca/replica calls it, after what s rests on is
+// durable in the journal. A snapshot of a lower sequence is refused: the bundle
+// never goes back.
+func (a *Authority) Install(s *Snapshot) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old := a.current.Load(); old != nil && old.sequence > s.sequence {
+		return fmt.Errorf("installing snapshot: sequence %d is below the current %d", s.sequence, old.sequence)
+	}
+	a.current.Store(s)
+	for _, fn := range a.subs {
+		fn(s)
+	}
+	return nil
+}

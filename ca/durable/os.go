@@ -1,0 +1,98 @@
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// OS returns the folder dir of the operating system.
+func OS(dir string) FS { return osFS{dir} }
+
+type osFS struct{ root string }
+
+func (o osFS) at(name string) string { return filepath.Join(o.root, filepath.FromSlash(name)) }
+
+func (o osFS) Open(name string) (File, error) { return open(o.at(name), os.O_RDONLY) }
+
+func (o osFS) Create(name string) (File, error) {
+	return open(o.at(name), os.O_RDWR|os.O_CREATE|os.O_EXCL)
+}
+
+func (o osFS) OpenWrite(name string) (File, error) { return open(o.at(name), os.O_RDWR) }
+
+func open(name string, flag int) (File, error) {
+	f, err := os.OpenFile(name, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (o osFS) Rename(from, to string) error { return os.Rename(o.at(from), o.at(to)) }
+
+func (o osFS) Remove(name string) error { return os.Remove(o.at(name)) }
+
+func (o osFS) SyncDir(dir string) error {
+	d, err := os.Open(o.at(dir))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (o osFS) MkdirAll(dir string) error { return os.MkdirAll(o.at(dir), 0o700) }
+
+func (o osFS) List(dir string) ([]string, error) {
+	entries, err := os.ReadDir(o.at(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+func (o osFS) Lock(name string) (io.Closer, error) {
+	f, err := os.OpenFile(o.at(name), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("taking lock %s: %w", name, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, fmt.Errorf("taking lock %s: %w", name, err)
+	}
+	return f, nil
+}
+
+type osFile struct{ *os.File }
+
+func (f osFile) Sync() error {
+	for {
+		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func (f osFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}

@@ -1,0 +1,53 @@
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/hallmark-ca/hallmark/ca/durable"
+)
+
+// Memo is the highest state that a replica has seen, kept beside its ledger and
+// away from the journal, so that a journal restored from an old copy is found
+// out.
+type Memo struct {
+	Number   uint64 `json:"number"`
+	Head     string `json:"head"`
+	Sequence uint64 `json:"sequence"`
+}
+
+// ErrRolledBack says that the journal does not continue what was seen before.
+var ErrRolledBack = errors.New("the journal was rolled back or replaced: it does not continue what this replica has seen")
+
+// CheckMemo holds state against the memo in file, and then moves the memo up to
+// state. A missing memo is made.
+func CheckMemo(fsys durable.FS, file string, state State) error {
+	data, err := durable.Read(fsys, file, 4096)
+	var seen Memo
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("checking journal memo: %w", err)
+	default:
+		if err := json.Unmarshal(data, &seen); err != nil {
+			return fmt.Errorf("checking journal memo %s: %w", file, err)
+		}
+	}
+	if !state.Extends(seen.Number, seen.Head) || state.Sequence < seen.Sequence {
+		return fmt.Errorf("%w (seen: record %d, sequence %d; the journal has record %d, sequence %d)", ErrRolledBack, seen.Number, seen.Sequence, state.Number, state.Sequence)
+	}
+	now := Memo{state.Number, state.Head, state.Sequence}
+	if now == seen {
+		return nil
+	}
+	data, err = json.Marshal(now)
+	if err != nil {
+		return fmt.Errorf("writing journal memo: %w", err)
+	}
+	if err := durable.Replace(fsys, file, data); err != nil {
+		return fmt.Errorf("writing journal memo: %w", err)
+	}
+	return nil
+}

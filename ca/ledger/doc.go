@@ -1,0 +1,3 @@
+// Package ledger records every issuance, before it happens, and every refusal
+// of an authenticated caller.
+package ledger

@@ -1,0 +1,65 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hallmark-ca/hallmark/ca/ledger"
+	"github.com/hallmark-ca/hallmark/ca/profile"
+)
+
+// DoorSelf is the door of our own certificates in the ledger.
+const DoorSelf = "self"
+
+// Serving is the profile of our own serving certificates: the names by which
+// clients reach us. It is not reached by any front end.
+type Serving struct {
+	ID       string // for the ledger
+	DNS      []string
+	IPs      []net.IP
+	Lifetime time.Duration
+}
+
+// Mint makes a serving certificate for a key of our own, under the current
+// snapshot and recorded as every other.
+func (a *Authority) Mint(ctx context.Context, names Serving, pub crypto.PublicKey) (*Issued, error) {
+	snap := a.current.Load()
+	if snap == nil {
+		return nil, errors.New("minting serving certificate: no snapshot is installed")
+	}
+	if len(names.DNS)+len(names.IPs) == 0 {
+		return nil, errors.New("minting serving certificate: no names")
+	}
+	validity, err := a.validity(a.cfg.Now(), snap, Request{Lifetime: names.Lifetime}, false)
+	if err != nil {
+		return nil, fmt.Errorf("minting serving certificate: %w", err)
+	}
+	key, err := encodeKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("minting serving certificate: %w", err)
+	}
+	serial, serialHex := newSerial()
+	cert := &profile.Certificate{Serial: serial, Subject: profile.EmptyName, DNS: names.DNS, IPs: names.IPs}
+	fillLeaf(snap, key, validity, cert)
+	ready, err := a.prepareChecked(snap, pub, cert)
+	if err != nil {
+		return nil, fmt.Errorf("minting serving certificate: %w", err)
+	}
+	shown := slices.Clone(names.DNS)
+	for _, ip := range names.IPs {
+		shown = append(shown, ip.String())
+	}
+	intent := &ledger.Intent{ID: names.ID, Time: validity.Issued, Serial: serialHex, Door: DoorSelf, Identity: strings.Join(shown, ",")}
+	fillIntent(intent, snap, validity, key, ready)
+	der, err := a.record(ctx, intent, ready, snap)
+	if err != nil {
+		return nil, fmt.Errorf("minting serving certificate: %w", err)
+	}
+	return &Issued{DER: der, Serial: serialHex, NotBefore: validity.NotBefore, IssuedAt: validity.Issued, NotAfter: validity.NotAfter, Snapshot: snap}, nil
+}
