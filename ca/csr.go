@@ -23,6 +23,8 @@ import (
 // maxCSR bounds a signing request in PEM, in bytes: one with RSA-4096 has 1,700.
 const maxCSR = 16 << 10
 
+var pemBegin = []byte("-----BEGIN CERTIFICATE REQUEST-----")
+
 var (
 	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
 	oidOrganization     = asn1.ObjectIdentifier{2, 5, 4, 10}
@@ -52,9 +54,13 @@ func CheckCSR(csr []byte, identity attest.Identity) (crypto.PublicKey, error) {
 	if len(csr) > maxCSR {
 		return nil, attest.Deny(attest.RequestTooLarge, "", "signing request of %d bytes, at most %d", len(csr), maxCSR)
 	}
+	// The decoder skips what it cannot read before a block; we do not.
+	if csr = bytes.TrimSpace(csr); !bytes.HasPrefix(csr, pemBegin) || bytes.Count(csr, pemBegin[:len("-----BEGIN")]) != 1 {
+		return nil, malformed("not exactly one PEM block CERTIFICATE REQUEST")
+	}
 	block, rest := pem.Decode(csr)
-	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(block.Headers) > 0 || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, attest.Deny(attest.CSRMalformed, "", "not exactly one PEM block CERTIFICATE REQUEST")
+	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(block.Headers) > 0 || len(rest) > 0 {
+		return nil, malformed("not exactly one PEM block CERTIFICATE REQUEST")
 	}
 	req, err := parseCSR(block.Bytes)
 	if err != nil {
@@ -158,7 +164,8 @@ func checkSubject(subject cryptobyte.String) error {
 		!attribute.ReadASN1ObjectIdentifier(&oid) || !attribute.ReadAnyASN1(&value, &tag) {
 		return malformed("subject cannot be read")
 	}
-	if !subject.Empty() || !rdn.Empty() || !attribute.Empty() || !oid.Equal(oidOrganization) || !value.Empty() {
+	if !subject.Empty() || !rdn.Empty() || !attribute.Empty() || !oid.Equal(oidOrganization) || !value.Empty() ||
+		(tag != cbasn1.PrintableString && tag != cbasn1.UTF8String) {
 		return attest.Deny(attest.CSRNameForeign, "", "subject is not empty")
 	}
 	return nil
@@ -184,16 +191,21 @@ func (r *request) readAttributes(attributes cryptobyte.String) error {
 	if extensions.Empty() {
 		return nil
 	}
-	critical := false
 	if !extensions.ReadASN1(&extension, cbasn1.SEQUENCE) || !extension.ReadASN1ObjectIdentifier(&oid) ||
-		!extension.ReadOptionalASN1Boolean(&critical, cbasn1.BOOLEAN, false) ||
-		!extension.ReadASN1(&value, cbasn1.OCTET_STRING) || !extension.Empty() {
+		!skipCritical(&extension) || !extension.ReadASN1(&value, cbasn1.OCTET_STRING) || !extension.Empty() {
 		return malformed("extension cannot be read")
 	}
 	if !extensions.Empty() || !oid.Equal(profile.OIDSubjectAltName) {
 		return attest.Deny(attest.CSRExtensionRefused, "", "extension %s, or more than one", oid)
 	}
 	return r.readNames(value)
+}
+
+// skipCritical reads the criticality of an extension, which a request may set
+// or leave out: the certificate's own is decided here.
+func skipCritical(extension *cryptobyte.String) bool {
+	var critical bool
+	return !extension.PeekASN1Tag(cbasn1.BOOLEAN) || extension.ReadASN1Boolean(&critical)
 }
 
 func (r *request) readNames(value cryptobyte.String) error {

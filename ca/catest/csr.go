@@ -7,19 +7,18 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
-	"net/url"
 	"testing"
 
 	"github.com/hallmark-ca/hallmark/attest"
 )
 
-// CSR returns a signing request as ztunnel makes it: empty subject, one URI SAN.
-// The zero identity leaves the name out.
+// CSR returns a signing request as ztunnel makes it: empty subject, one critical
+// URI SAN, nothing else. The zero identity leaves the name out.
 func CSR(tb testing.TB, key crypto.Signer, identity attest.Identity) []byte {
 	tb.Helper()
 	template := &x509.CertificateRequest{}
 	if !identity.IsZero() {
-		template.URIs = []*url.URL{identity.ID().URL()}
+		template.ExtraExtensions = []pkix.Extension{uriNames(tb, identity.String())}
 	}
 	return CSRFrom(tb, key, template)
 }
@@ -28,14 +27,24 @@ func CSR(tb testing.TB, key crypto.Signer, identity attest.Identity) []byte {
 // empty organization, one critical URI SAN.
 func PilotCSR(tb testing.TB, key crypto.Signer, identity attest.Identity) []byte {
 	tb.Helper()
-	names, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(identity.String())}})
+	return CSRFrom(tb, key, &x509.CertificateRequest{
+		Subject:         pkix.Name{Organization: []string{""}},
+		ExtraExtensions: []pkix.Extension{uriNames(tb, identity.String())},
+	})
+}
+
+// uriNames is a critical subject alternative name of URIs.
+func uriNames(tb testing.TB, uris ...string) pkix.Extension {
+	tb.Helper()
+	var names []asn1.RawValue
+	for _, uri := range uris {
+		names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)})
+	}
+	value, err := asn1.Marshal(names)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return CSRFrom(tb, key, &x509.CertificateRequest{
-		Subject:         pkix.Name{Organization: []string{""}},
-		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: names}},
-	})
+	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: value}
 }
 
 // CSRFrom returns a signing request made from template.
