@@ -1,0 +1,96 @@
+package serve
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"io"
+
+	"github.com/hallmark-ca/hallmark/ca"
+	"github.com/hallmark-ca/hallmark/ca/journal"
+	"github.com/hallmark-ca/hallmark/ca/keys"
+	"github.com/hallmark-ca/hallmark/ca/ledger"
+	"github.com/hallmark-ca/hallmark/ca/lint/zlint"
+	"github.com/hallmark-ca/hallmark/ca/replica"
+	"github.com/hallmark-ca/hallmark/cmd/internal/config"
+	"github.com/hallmark-ca/hallmark/cmd/internal/state"
+)
+
+// authorityParts is what signs and records.
+type authorityParts struct {
+	authority *ca.Authority
+	ledger    *ledger.Ledger // nil while checking
+	replica   *replica.Replica
+	openKey   replica.OpenKey
+	close     []io.Closer
+}
+
+func buildAuthority(ctx context.Context, b *base, cfg *config.Config) (*authorityParts, error) {
+	p := &authorityParts{openKey: func(ctx context.Context, uri string, cert *x509.Certificate) (crypto.Signer, error) {
+		return keys.OpenFor(ctx, uri, cert, keys.Config{Dir: b.dir.Path(state.Keys), PassphraseFile: cfg.Authority.PassphraseFile})
+	}}
+	var store journal.Store = readOnlyJournal{b}
+	var records ca.Ledger = noLedger{}
+	if !b.checking {
+		file, err := journal.OpenFile(b.dir.FS(), state.Journal)
+		if err != nil {
+			return nil, err
+		}
+		store, p.close = file, append(p.close, file)
+		if p.ledger, err = openLedger(ctx, b, cfg); err != nil {
+			return p, err
+		}
+		records = p.ledger
+	}
+	var err error
+	if p.authority, err = ca.New(ca.Config{
+		Leaf: cfg.Authority.Leaf, Ledger: records, LintShape: zlint.Check,
+		Registerer: b.metrics, Log: b.log.With("part", "ca"), Now: b.now,
+	}); err != nil {
+		return p, err
+	}
+	p.replica, err = replica.New(replica.Config{
+		ID: cfg.ReplicaID, TrustDomain: cfg.TrustDomain, Store: store, OpenKey: p.openKey,
+		Authority: p.authority, Lifetime: cfg.Authority.IssuingLifetime,
+		MemoFS: b.dir.FS(), MemoFile: state.Seen,
+		Registerer: b.metrics, Log: b.log.With("part", "replica"), Now: b.now,
+	})
+	return p, err
+}
+
+func openLedger(ctx context.Context, b *base, cfg *config.Config) (*ledger.Ledger, error) {
+	signer, err := b.dir.Signer()
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := b.dir.Verifier()
+	if err != nil {
+		return nil, err
+	}
+	return ledger.Open(ctx, ledger.Config{
+		FS: b.dir.FS(), Dir: state.Ledger, MaxBytes: cfg.Ledger.MaxBytes, Retention: cfg.Ledger.Retention,
+		MaxLeaf: cfg.Authority.LeafMax, Signer: signer, Verifier: verifier,
+		Registerer: b.metrics, Log: b.log.With("part", "ledger"), Now: b.now,
+	})
+}
+
+// readOnlyJournal reads beside a running server.
+type readOnlyJournal struct{ b *base }
+
+func (j readOnlyJournal) Load(context.Context) (journal.State, error) {
+	return journal.ReadFile(j.b.dir.FS(), state.Journal)
+}
+
+func (readOnlyJournal) Append(context.Context, journal.Record) error {
+	return errors.New("appending to journal: a check changes nothing")
+}
+
+// noLedger takes the ledger's place while checking: nothing is issued then.
+type noLedger struct{}
+
+func (noLedger) Append(context.Context, *ledger.Intent) error {
+	return errors.New("appending to ledger: a check issues nothing")
+}
+
+func (noLedger) Finish(ledger.Outcome) {}

@@ -1,0 +1,57 @@
+package serve
+
+import (
+	"context"
+	"io"
+	"slices"
+
+	"github.com/hallmark-ca/hallmark/cmd/internal/config"
+)
+
+// graph is the server, put together and not running.
+type graph struct {
+	base      *base
+	authority *authorityParts
+	doors     []unit // stopped first
+	workers   []unit
+	ledger    []unit // stopped last
+	closers   []io.Closer
+}
+
+// build puts the graph together. What was built is returned with an error, too,
+// to be closed.
+func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
+	g := &graph{base: b}
+	var err error
+	if g.authority, err = buildAuthority(ctx, b, cfg); err != nil {
+		return g, err
+	}
+	serving, err := newServingCertificate(b, g.authority.authority, cfg.Mesh)
+	if err != nil {
+		return g, err
+	}
+	publish, err := buildPublish(b, cfg, g.authority.authority)
+	if err != nil {
+		return g, err
+	}
+	g.workers = []unit{{"issuing CA", g.authority.replica.Run}, {"serving certificate", serving.run}, {"bundle file", publish.run}}
+	conditions := []condition{{"issuing CA", g.authority.replica.Ready}, {"serving certificate", serving.ready}}
+	if !b.checking {
+		g.ledger = []unit{{"ledger", g.authority.ledger.Run}}
+		conditions = append(conditions, condition{"ledger", g.authority.ledger.Ready})
+	}
+	g.doors = append(g.doors, unit{"metrics", buildAdmin(b, cfg, conditions).run})
+	return g, nil
+}
+
+// close gives locks back, the last taken first.
+func (g *graph) close() {
+	if g.authority == nil {
+		return
+	}
+	for _, c := range slices.Backward(g.authority.close) {
+		if err := c.Close(); err != nil {
+			g.base.log.Error("closing failed", "error", err)
+		}
+	}
+}

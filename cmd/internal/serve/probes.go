@@ -1,0 +1,123 @@
+package serve
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/hallmark-ca/hallmark/ca/durable"
+	"github.com/hallmark-ca/hallmark/ca/journal"
+	"github.com/hallmark-ca/hallmark/cmd/internal/config"
+	"github.com/hallmark-ca/hallmark/cmd/internal/state"
+)
+
+// probe looks at everything that the graph rests on.
+func probe(ctx context.Context, g *graph, cfg *config.Config) []finding {
+	dir := state.Dir(cfg.State)
+	running, findings := probeState(dir)
+	findings = append(findings, probeRoot(ctx, g, dir, cfg)...)
+	findings = append(findings, probeCheckpointKey(dir))
+	if running {
+		return append(findings, finding{what: "listeners", note: "in use by the server that runs on this state"})
+	}
+	return append(findings, probeListen(ctx, "mesh.listen", cfg.Mesh.Listen), probeListen(ctx, "metrics.listen", cfg.Metrics))
+}
+
+// probeState tells whether the state directory can be written, and whether a
+// server runs on it.
+func probeState(dir state.Dir) (running bool, found []finding) {
+	const what = "state directory"
+	info, err := os.Stat(string(dir))
+	if err != nil {
+		return false, []finding{{what: what, err: err, mend: "run hallmark init"}}
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		found = append(found, finding{what: what, err: fmt.Errorf("%s is open to others (mode %#o)", dir, info.Mode().Perm()), mend: fmt.Sprintf("chmod 700 %s", dir)})
+	}
+	for _, name := range []string{state.Journal, state.Ledger, state.Evidence} {
+		if err := writable(dir.Path(name)); err != nil {
+			found = append(found, finding{what: what, err: err, mend: "give the account that hallmark runs as the folder, and the volume space"})
+		}
+	}
+	lock, err := dir.FS().Lock(state.Journal + "/lock")
+	if errors.Is(err, durable.ErrLocked) {
+		running = true
+	} else if err == nil {
+		lock.Close()
+	}
+	if len(found) == 0 {
+		note := "writable"
+		if running {
+			note += ", a server runs on it"
+		}
+		found = append(found, finding{what: what, note: note})
+	}
+	return running, found
+}
+
+func writable(folder string) error {
+	f, err := os.CreateTemp(folder, ".check-*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// probeRoot replays the journal and opens the root's key.
+func probeRoot(ctx context.Context, g *graph, dir state.Dir, cfg *config.Config) []finding {
+	current, err := journal.ReadFile(dir.FS(), state.Journal)
+	if err != nil {
+		return []finding{{what: "journal", err: err, mend: "run hallmark init, or restore the state directory"}}
+	}
+	if current.TrustDomain != cfg.TrustDomain.String() {
+		return []finding{{what: "journal", err: fmt.Errorf("it is of trust domain %q", current.TrustDomain), mend: fmt.Sprintf("write trustDomain: %s, or name another state directory", current.TrustDomain)}}
+	}
+	found := []finding{{what: "journal", note: fmt.Sprintf("%d records, %d roots, verified", current.Number, len(current.Roots))}}
+	if err := journal.CheckMemo(dir.FS(), state.Seen, current); err != nil {
+		found = []finding{{what: "journal", err: err, mend: "it is older than what was seen before: restore the newest copy"}}
+	}
+	root, ok := current.ActiveRoot()
+	if !ok {
+		return append(found, finding{what: "root", err: errors.New("none is active"), mend: "restore the journal"})
+	}
+	cert, err := x509.ParseCertificate(root.Certificate)
+	if err == nil && g.authority != nil {
+		_, err = g.authority.openKey(ctx, root.KeyURI, cert)
+	}
+	if err != nil {
+		return append(found, finding{what: "root", err: err, mend: "put key and passphrase back where the URI and authority.passphraseFile say, readable by their owner alone"})
+	}
+	left := time.Until(cert.NotAfter)
+	if left < 2*cfg.Authority.IssuingLifetime {
+		return append(found, finding{what: "root", err: fmt.Errorf("it ends at %s", cert.NotAfter.Format(time.RFC3339)), mend: "found a new root before then"})
+	}
+	return append(found, finding{what: "root", note: fmt.Sprintf("%s opens, until %s", cert.Subject, cert.NotAfter.Format(time.DateOnly))})
+}
+
+func probeCheckpointKey(dir state.Dir) finding {
+	_, err := dir.Signer()
+	if err == nil {
+		_, err = dir.Verifier()
+	}
+	if err != nil {
+		return finding{what: "ledger", err: err, mend: "restore keys/ledger.key and keys/ledger.pub: without them nobody can tell a cut ledger"}
+	}
+	return finding{what: "ledger", note: "checkpoint key opens"}
+}
+
+func probeListen(ctx context.Context, what, address string) finding {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return finding{what: what, err: fmt.Errorf("%s is in use by another process", address), mend: "stop it, or write another address"}
+	case err != nil:
+		return finding{what: what, err: err, mend: "write an address of this host, and a port that this account may use"}
+	}
+	listener.Close()
+	return finding{what: what, note: address + " is free"}
+}

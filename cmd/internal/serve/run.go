@@ -1,0 +1,75 @@
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hallmark-ca/hallmark/cmd/internal/config"
+	"github.com/hallmark-ca/hallmark/cmd/internal/state"
+)
+
+// Run serves until ctx ends, then stops in order. Logs go to w.
+func Run(ctx context.Context, cfg *config.Config, w io.Writer) error {
+	log := newLog(w, cfg.LogLevel)
+	b := newBase(state.Dir(cfg.State), log, false)
+	start := b.now()
+	log.Info("starting", "trustDomain", cfg.TrustDomain.String(), "cluster", cfg.ClusterID, "replica", cfg.ReplicaID, "state", cfg.State, "images", string(cfg.Images.Issuance))
+	g, err := build(ctx, b, cfg)
+	defer g.close()
+	if err != nil {
+		return err
+	}
+	err = g.run(ctx)
+	log.Info("stopped", "after", b.now().Sub(start).Round(time.Second).String())
+	return err
+}
+
+// run starts every unit and stops them in three steps: doors, workers, ledger.
+// The first that fails stops all.
+func (g *graph) run(ctx context.Context) error {
+	all, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopInner()
+	last, stopLast := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLast()
+
+	ledgerDone := start(last, fail, g.ledger)
+	innerDone := start(inner, fail, g.workers)
+	doorsDone := start(all, fail, g.doors)
+
+	err := <-doorsDone
+	g.base.log.Info("stopping: doors are closed")
+	stopInner()
+	err = errors.Join(err, <-innerDone)
+	stopLast()
+	return errors.Join(err, <-ledgerDone)
+}
+
+// start runs units under ctx and reports when all have ended. One that ends
+// early or fails calls fail.
+func start(ctx context.Context, fail context.CancelCauseFunc, units []unit) <-chan error {
+	var group errgroup.Group
+	for _, u := range units {
+		group.Go(func() error {
+			err := u.run(ctx)
+			switch {
+			case ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)):
+				return nil
+			case err == nil:
+				err = errors.New("ended by itself")
+			}
+			err = fmt.Errorf("running %s: %w", u.name, err)
+			fail(err)
+			return err
+		})
+	}
+	done := make(chan error, 1)
+	go func() { done <- group.Wait() }()
+	return done
+}
