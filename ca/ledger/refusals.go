@@ -1,0 +1,157 @@
+package ledger
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hallmark-ca/hallmark/ca/durable"
+)
+
+// Bounds of the record of refusals: a caller with proof who asks in a loop
+// fills one fold, not the disk.
+const (
+	maxFolds        = 4096
+	refusalFileSize = 16 << 20
+	refusalFiles    = 16
+	foldFor         = time.Minute
+)
+
+// fold is what makes two refusals one record.
+type fold struct {
+	identity, podUID, reason, door string
+	minute                         int64
+}
+
+// refusals folds and writes refusals. They are not synced for themselves: a cut
+// may lose the last seconds of them, never an issuance.
+type refusals struct {
+	mu    sync.Mutex // guards open folds
+	folds map[fold]*Refusal
+
+	number uint64 // of the current file; with file and offset, the writer's alone
+	file   durable.File
+	offset int64
+}
+
+func refusalName(n uint64) string { return fmt.Sprintf("refusals-%04d", n) }
+
+// refusalFilesIn returns the numbers of the files of refusals, ascending.
+func refusalFilesIn(fsys durable.FS, dir string) ([]uint64, error) {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return nil, fmt.Errorf("listing ledger: %w", err)
+	}
+	var out []uint64
+	for _, name := range names {
+		if text, ok := strings.CutPrefix(name, "refusals-"); ok {
+			if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+				out = append(out, n)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// open begins a file of its own: what an earlier process left may be torn.
+func (r *refusals) open(cfg Config) error {
+	r.folds = map[fold]*Refusal{}
+	numbers, err := refusalFilesIn(cfg.FS, cfg.Dir)
+	if err != nil {
+		return err
+	}
+	if len(numbers) > 0 {
+		r.number = numbers[len(numbers)-1]
+	}
+	return nil
+}
+
+// Refuse records that an authenticated caller was refused. It never waits;
+// refusals alike within a minute are one record with a count.
+func (l *Ledger) Refuse(ref Refusal) {
+	key := fold{ref.Identity, ref.PodUID, ref.Reason, ref.Door, ref.Time.Unix() / int64(foldFor/time.Second)}
+	l.refusals.mu.Lock()
+	defer l.refusals.mu.Unlock()
+	if known := l.refusals.folds[key]; known != nil {
+		known.Count++
+		known.Last = ref.Time
+		return
+	}
+	if len(l.refusals.folds) >= maxFolds {
+		l.m.dropped.Inc()
+		return
+	}
+	ref.Count, ref.Last = 1, ref.Time
+	l.refusals.folds[key] = &ref
+}
+
+// flush writes each new fold once, soon, and what was added to it once more at
+// its end: the counts of all records add up.
+func (r *refusals) flush(l *Ledger, all bool) {
+	now := l.cfg.Now()
+	var frames []byte
+	r.mu.Lock()
+	for key, ref := range r.folds {
+		over := all || now.Sub(time.Unix(key.minute*60, 0)) >= foldFor
+		if ref.Count > 0 && (over || ref.Last.Equal(ref.Time)) {
+			if buf, err := encode(ref); err == nil {
+				frames = appendFrame(frames, frameRefusal, buf.Bytes())
+				buffers.Put(buf)
+			}
+			ref.Count = 0
+		}
+		if over {
+			delete(r.folds, key)
+		}
+	}
+	r.mu.Unlock()
+	if len(frames) == 0 {
+		return
+	}
+	if err := r.write(l.cfg, frames); err != nil {
+		l.m.dropped.Inc()
+		l.cfg.Log.Error("recording refusals failed", "error", err)
+		r.file = nil // go on in a new file
+	}
+}
+
+func (r *refusals) write(cfg Config, frames []byte) error {
+	if r.file == nil || r.offset+int64(len(frames)) > refusalFileSize {
+		if err := r.next(cfg); err != nil {
+			return err
+		}
+	}
+	if _, err := r.file.WriteAt(frames, r.offset); err != nil {
+		return err
+	}
+	r.offset += int64(len(frames))
+	return nil
+}
+
+func (r *refusals) next(cfg Config) error {
+	if r.file != nil {
+		r.file.Close()
+		r.file = nil
+	}
+	r.number++
+	file, err := cfg.FS.Create(path.Join(cfg.Dir, refusalName(r.number)))
+	if err != nil {
+		return err
+	}
+	r.file, r.offset = file, 0
+	numbers, err := refusalFilesIn(cfg.FS, cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range numbers[:max(0, len(numbers)-refusalFiles)] {
+		if err := removeIfThere(cfg.FS, path.Join(cfg.Dir, refusalName(n))); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package ledger
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hallmark-ca/hallmark/ca/durable"
+)
+
+// header is the body of a segment's first frame.
+type header struct {
+	Ledger   string    `json:"ledger"` // random id
+	Segment  uint64    `json:"segment"`
+	Records  uint64    `json:"records"`  // before this segment
+	Previous string    `json:"previous"` // chain hash before this segment, hex
+	Time     time.Time `json:"time"`
+}
+
+func segmentName(n uint64) string { return fmt.Sprintf("%08d.seg", n) }
+func indexName(n uint64) string   { return fmt.Sprintf("%08d.idx", n) }
+
+// segments returns the numbers of the segments in dir, ascending.
+func segments(fsys durable.FS, dir string) ([]uint64, error) {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return nil, fmt.Errorf("listing ledger: %w", err)
+	}
+	var out []uint64
+	for _, name := range names {
+		base, ok := strings.CutSuffix(name, ".seg")
+		if !ok {
+			continue
+		}
+		if n, err := strconv.ParseUint(base, 10, 64); err == nil {
+			out = append(out, n)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// record is one record of a segment.
+type record struct {
+	frame
+	offset uint64 // in the segment
+	number uint64
+}
+
+// scan is what reading a segment forward gave.
+type scan struct {
+	header  header
+	start   commit // before the segment
+	last    commit // last one that verifies
+	end     uint64 // offset behind it
+	records []record
+	commits []commit
+	stopped error // why reading ended: errEnd, errTorn, or a commit that does not verify
+}
+
+var errCommit = errors.New("commit frame does not verify")
+
+// scanSegment reads the committed records of a segment. Where until is not nil,
+// it stops at that commit: what comes behind it in the file was written, but
+// never acknowledged, before a write failed and the ledger went on elsewhere.
+func scanSegment(data []byte, until *commit) (*scan, error) {
+	first, err := readFrame(data)
+	if err != nil || first.typ != frameSegment {
+		if errors.Is(err, ErrNewer) {
+			return nil, err
+		}
+		return nil, errors.New("segment has no header")
+	}
+	s := &scan{}
+	if err := json.Unmarshal(first.body, &s.header); err != nil {
+		return nil, fmt.Errorf("decoding segment header: %w", err)
+	}
+	previous, err := hex.DecodeString(s.header.Previous)
+	if err != nil || len(previous) != sha256.Size {
+		return nil, errors.New("decoding segment header: bad chain hash")
+	}
+	s.start = commit{records: s.header.Records, chain: [32]byte(previous)}
+	s.last = s.start
+	return s, s.read(data, until)
+}
+
+func (s *scan) read(data []byte, until *commit) error {
+	batch, offset := 0, 0
+	number := s.start.records
+	pending := []record(nil)
+	for s.stopped == nil {
+		f, err := readFrame(data[offset:])
+		switch {
+		case errors.Is(err, ErrNewer):
+			return err
+		case err != nil:
+			s.stopped = err
+			continue
+		}
+		if f.isRecord() {
+			number++
+			pending = append(pending, record{f, uint64(offset), number})
+		}
+		if f.typ == frameCommit {
+			c, ok := readCommit(f.body)
+			if !ok || c.records != number || c.chain != chain(s.last.chain, data[batch:offset]) {
+				s.stopped = errCommit
+				continue
+			}
+			offset += len(f.raw)
+			batch = offset
+			s.last, s.end = c, uint64(offset)
+			s.commits = append(s.commits, c)
+			s.records = append(s.records, pending...)
+			pending = pending[:0]
+			if until != nil && c == *until {
+				s.stopped = errEnd
+			}
+			continue
+		}
+		offset += len(f.raw)
+	}
+	return nil
+}
+
+// chain hashes a batch onto what came before it.
+func chain(previous [32]byte, batch []byte) [32]byte {
+	h := sha256.New()
+	h.Write(previous[:])
+	h.Write(batch)
+	return [32]byte(h.Sum(nil))
+}
+
+// readSegment reads a whole segment file.
+func readSegment(fsys durable.FS, dir string, n uint64) ([]byte, error) {
+	data, err := durable.Read(fsys, path.Join(dir, segmentName(n)), maxSegment)
+	if err != nil {
+		return nil, fmt.Errorf("reading ledger segment %d: %w", n, err)
+	}
+	return data, nil
+}
