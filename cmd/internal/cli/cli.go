@@ -48,7 +48,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	case errors.Is(err, errFound):
 		return exitFailed
-	case errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command"):
+	case errors.As(err, &usage) || strings.HasPrefix(err.Error(), "if any flags in the group"):
 		fmt.Fprintf(stderr, "hallmark: %v\nsee hallmark --help, or --help behind the command\n", err)
 		return exitUsage
 	}
@@ -73,12 +73,29 @@ arguments.`,
   hallmark serve`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          args(cobra.NoArgs),
 	}
+	group(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(initCommand(), serveCommand(), ledgerCommand(), reasonsCommand(), versionCommand())
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root
+}
+
+// group makes a command that only holds others: it prints its help, and a
+// wrong name is a usage error.
+func group(cmd *cobra.Command) {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, given []string) error {
+		if len(given) == 0 {
+			return cmd.Help()
+		}
+		text := fmt.Sprintf("unknown command %q", given[0])
+		if near := cmd.SuggestionsFor(given[0]); len(near) > 0 {
+			text += ": did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return usageError{errors.New(text)}
+	}
+	cmd.SuggestionsMinimumDistance = 2
 }
 
 // args turns a wrong number of arguments into a usage error.

@@ -24,8 +24,8 @@ every refusal of a caller that had proved who it is. Both commands read the file
 of the state directory, also beside a running server.`,
 		Example: `  hallmark ledger query --pod shop/client-7d4f --since 1h
   hallmark ledger verify`,
-		Args: args(cobra.NoArgs),
 	}
+	group(cmd)
 	cmd.AddCommand(ledgerQueryCommand(), ledgerVerifyCommand())
 	return cmd
 }
