@@ -2,11 +2,16 @@
 // operations they need, each saying when its effect survives a power cut, and
 // the seam at which tests cut the power.
 //
-// Names are slash-separated paths below the root of an [FS]. What the package
-// promises is what POSIX promises: data written to a file is durable after its
-// Sync, a name after SyncDir of its folder. Nothing is retried here: after a
-// failed Sync the kernel may have dropped the pages, and a second one would
-// report a success that means nothing.
+// Names are slash-separated, clean paths below the root of an [FS]. What the
+// package promises is what POSIX promises: data written to a file is durable
+// after its Sync, a name after SyncDir of its folder. Nothing is retried here:
+// after a failed Sync the kernel may have dropped the pages, and a second one
+// would report a success that means nothing.
+//
+// The package decides nothing about formats, and keeps no state: what is safe to
+// use from several goroutines is said at each type. Package faultfs, below it,
+// is the file system of tests: it fails at a chosen operation, and shows what a
+// power cut could have left.
 package durable
 
 import (
@@ -32,7 +37,8 @@ type FS interface {
 	Remove(name string) error
 	// SyncDir makes the names in dir durable.
 	SyncDir(dir string) error
-	// MkdirAll makes dir, mode 0700, and every folder above it.
+	// MkdirAll makes dir, mode 0700, and every folder above it, durable on
+	// return. The root of the FS is made too.
 	MkdirAll(dir string) error
 	// List returns the names of the files in dir, sorted. A missing dir has none.
 	List(dir string) ([]string, error)

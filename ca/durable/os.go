@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +46,24 @@ func (o osFS) SyncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func (o osFS) MkdirAll(dir string) error { return os.MkdirAll(o.at(dir), 0o700) }
+func (o osFS) MkdirAll(dir string) error {
+	_, err := os.Stat(o.root)
+	founded := errors.Is(err, os.ErrNotExist)
+	if err := os.MkdirAll(o.at(dir), 0o700); err != nil {
+		return err
+	}
+	// A folder that exists may be one whose name was never made durable, by a
+	// process that died: only its parents can tell, so they are synced always.
+	for d := path.Clean(dir); d != "."; d = path.Dir(d) {
+		if err := o.SyncDir(path.Dir(d)); err != nil {
+			return err
+		}
+	}
+	if founded {
+		return OS(filepath.Dir(o.root)).SyncDir(".")
+	}
+	return nil
+}
 
 func (o osFS) List(dir string) ([]string, error) {
 	entries, err := os.ReadDir(o.at(dir))
