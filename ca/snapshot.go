@@ -125,6 +125,9 @@ func (s *Snapshot) BundlePEM() []byte { return s.bundlePEM }
 // AuthorityID names the issuing CA: its subject key identifier in hex.
 func (s *Snapshot) AuthorityID() string { return hex.EncodeToString(s.issuer.SubjectKeyId) }
 
+// Root returns the root that the issuing CA chains to. It must not be changed.
+func (s *Snapshot) Root() *x509.Certificate { return s.root }
+
 // RootID names the root that the issuing CA chains to, likewise.
 func (s *Snapshot) RootID() string { return hex.EncodeToString(s.root.SubjectKeyId) }
 

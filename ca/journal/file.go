@@ -31,8 +31,7 @@ type File struct {
 	dir  string
 	lock io.Closer
 
-	mu       sync.Mutex // guards all below, and that there is one writer
-	watchers map[chan struct{}]struct{}
+	mu sync.Mutex // one writer at a time
 }
 
 // OpenFile opens the store in dir for this process alone; [durable.ErrLocked]
@@ -45,7 +44,7 @@ func OpenFile(fsys durable.FS, dir string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening journal: %w", err)
 	}
-	return &File{fsys: fsys, dir: dir, lock: lock, watchers: map[chan struct{}]struct{}{}}, nil
+	return &File{fsys: fsys, dir: dir, lock: lock}, nil
 }
 
 // Close gives the store up.
@@ -134,25 +133,5 @@ func (f *File) Append(_ context.Context, rec Record) error {
 		}
 		return fmt.Errorf("appending to journal: %w", err)
 	}
-	for ch := range f.watchers {
-		select {
-		case ch <- struct{}{}:
-		default: // it has one to read already
-		}
-	}
 	return nil
-}
-
-// Watch implements [Store].
-func (f *File) Watch(ctx context.Context) <-chan struct{} {
-	ch := make(chan struct{}, 1)
-	f.mu.Lock()
-	f.watchers[ch] = struct{}{}
-	f.mu.Unlock()
-	context.AfterFunc(ctx, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.watchers, ch)
-	})
-	return ch
 }

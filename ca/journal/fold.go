@@ -1,8 +1,6 @@
 package journal
 
-import (
-	"time"
-)
+import "time"
 
 // Fold returns the record body that replaces the journal's history, and whether
 // it is time for one: when many issuing CAs have expired. A CA is kept for a
