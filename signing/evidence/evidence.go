@@ -24,6 +24,10 @@ const (
 	MaxLegacy     = 100
 	MaxPayload    = 1 << 20 // of one legacy signature
 	MaxSignatures = 8 << 20 // all signatures together
+
+	MaxManifestBytes = 16 << 20 // all manifests together
+	MaxAnnotations   = 64 << 10 // of one legacy signature
+	MaxSkipped       = 128
 )
 
 // Subject is an image: where it lies, and what it is.
@@ -69,6 +73,9 @@ type Evidence struct {
 	Signatures []Signature `json:"signatures,omitempty"`
 	// Skipped says what was found and could not be used, a line each: shown where
 	// nothing else passes.
-	Skipped   []string  `json:"skipped,omitempty"`
-	Collected time.Time `json:"collected"`
+	Skipped []string `json:"skipped,omitempty"`
+	// Incomplete: the registry failed while a part was fetched, so that more may
+	// be attached than is here. Where nothing else passes, that is no verdict.
+	Incomplete bool      `json:"incomplete,omitempty"`
+	Collected  time.Time `json:"collected"`
 }
