@@ -69,6 +69,8 @@ const (
 	ImageTagRefused
 	ImageNotFound
 
+	ConnectionNotTLS
+	HandshakeFailed
 	RequestMalformed
 	RequestTooLarge
 	CSRMalformed

@@ -94,6 +94,12 @@ var reasonTable = [...]ReasonInfo{
 		"The registry does not have the image.",
 		"push the image, or correct its reference; sign where the pod pulls from"},
 
+	ConnectionNotTLS: {ConnectionNotTLS, "ConnectionNotTLS", KindInvalid,
+		"A connection to the mesh port did not speak TLS.",
+		"give the proxy's cluster for Hallmark a TLS transport socket"},
+	HandshakeFailed: {HandshakeFailed, "HandshakeFailed", KindInvalid,
+		"A TLS handshake failed, was not finished in time, or did not choose HTTP/2.",
+		"see the detail in the log: a proxy without our root refuses our certificate, and TLS below 1.2 is refused"},
 	RequestMalformed: {RequestMalformed, "RequestMalformed", KindInvalid,
 		"The request is not one that this service knows.",
 		"see the text of the answer for the field"},

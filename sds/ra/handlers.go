@@ -1,0 +1,46 @@
+package ra
+
+import (
+	"context"
+	"runtime/debug"
+
+	"google.golang.org/grpc"
+
+	"github.com/hallmark-ca/hallmark/attest"
+)
+
+// unary and stream are around every handler: a panic ends its call, not the
+// process, and no error leaves but through [Status].
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.panicked(ctx, info.FullMethod, p)
+		}
+		err = Status(err)
+	}()
+	return handler(ctx, req)
+}
+
+func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.panicked(stream.Context(), info.FullMethod, p)
+		}
+		err = Status(err)
+	}()
+	return handler(srv, stream)
+}
+
+// maxStack bounds how much of a stack is logged.
+const maxStack = 8 << 10
+
+func (s *Server) panicked(ctx context.Context, method string, p any) error {
+	deny := attest.Deny(attest.InternalError, "", "panic in %s: %v", method, p)
+	refused := s.cfg.RA.refuse(ctx, refusalOf{door: DoorMesh, deny: deny})
+	if _, ok := s.cfg.RA.panics.take(attest.InternalError, false, s.cfg.Now()); ok {
+		stack := debug.Stack()
+		s.cfg.Log.Error("a handler panicked", "id", refused.ID, "method", method, "stack", string(stack[:min(len(stack), maxStack)]))
+	}
+	return refused
+}
