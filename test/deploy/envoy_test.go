@@ -22,7 +22,7 @@ import (
 	"github.com/hallmark-ca/hallmark/test/tools"
 )
 
-// TestEnvoySamples has Envoy itself load the samples. Changed are only the two
+// TestEnvoySamples has Envoy itself load the samples. Changed are only the
 // folders that a pod mounts.
 func TestEnvoySamples(t *testing.T) {
 	tools.Need(t, "envoy")
@@ -57,8 +57,12 @@ func TestEnvoySamples(t *testing.T) {
 				t.Fatal(err)
 			}
 			config := filepath.Join(dir, "envoy.yaml")
-			if err := os.WriteFile(config, []byte(strings.ReplaceAll(text, "/var/run/secrets/", dir+"/")), 0o600); err != nil {
-				t.Fatal(err)
+			place := strings.NewReplacer("/var/run/secrets/", dir+"/", "/etc/envoy/", dir+"/")
+			token := string(read(t, deployDir+"/envoy/token.yaml"))
+			for path, text := range map[string]string{config: text, filepath.Join(dir, "token.yaml"): token} {
+				if err := os.WriteFile(path, []byte(place.Replace(text)), 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), within)
 			defer cancel()

@@ -260,6 +260,7 @@ func TestEveryFileIsTested(t *testing.T) {
 	tested := map[string]string{
 		"envoy/README.md":               "prose",
 		"envoy/pod.yaml":                "TestInstallation",
+		"envoy/token.yaml":              "TestEnvoySamples",
 		"envoy/sidecar-envoy-grpc.yaml": "TestEnvoySamples", "envoy/sidecar-google-grpc.yaml": "TestEnvoySamples",
 		"manifests/kustomization.yaml": "TestKustomization",
 	}
