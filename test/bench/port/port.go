@@ -3,10 +3,11 @@
 // again at the same address.
 //
 // A [Port] holds a bound socket that does not listen. Whoever listens there
-// sets SO_REUSEPORT as it does: [Port.Listen] for servers in this process,
-// --permit-port-sharing of kube-apiserver, --socket-reuse-port of etcd, and
-// Envoy's listeners of themselves. Connections to a port that only its holder
-// has are refused, as to any closed port.
+// sets SO_REUSEPORT as it does ([Port.Listen] for servers in this process,
+// --permit-port-sharing of kube-apiserver, --socket-reuse-port of etcd, Envoy's
+// listeners of themselves) or SO_REUSEADDR, as every Go server does on Linux.
+// Connections to a port that only its holder has are refused, as to any closed
+// port.
 package port
 
 import (
@@ -46,8 +47,10 @@ func Reserve() (*Port, error) {
 }
 
 func (p *Port) bind() error {
-	if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-		return err
+	for _, option := range []int{unix.SO_REUSEPORT, unix.SO_REUSEADDR} {
+		if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, option, 1); err != nil {
+			return err
+		}
 	}
 	if err := unix.Bind(p.fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		return err
