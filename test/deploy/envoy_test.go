@@ -22,8 +22,8 @@ import (
 	"github.com/hallmark-ca/hallmark/test/tools"
 )
 
-// TestEnvoySamples has Envoy itself load the samples. Changed are only the
-// folders that a pod mounts.
+// TestEnvoySamples has Envoy itself load the samples. Changed are only the folders
+// that a pod mounts.
 func TestEnvoySamples(t *testing.T) {
 	tools.Need(t, "envoy")
 	binary, err := tools.Path("envoy")
@@ -36,37 +36,30 @@ func TestEnvoySamples(t *testing.T) {
 	}
 	for _, sample := range samples {
 		t.Run(filepath.Base(sample), func(t *testing.T) {
-			text := string(read(t, sample))
-			if err := yaml.UnmarshalStrict([]byte(text), new(map[string]any)); err != nil {
-				t.Fatal(err)
-			}
 			dir := t.TempDir()
-			for _, name := range []string{"hallmark/bundle.pem", "tokens/istio-token"} {
+			here := strings.NewReplacer("/var/run/secrets/", dir+"/", "/etc/envoy/", dir+"/")
+			files := map[string][]byte{
+				"hallmark/bundle.pem": authority(t), "tokens/istio-token": []byte("a"),
+				"token.yaml": read(t, deployDir+"/envoy/token.yaml"), "envoy.yaml": read(t, sample),
+			}
+			for name, content := range files {
 				path := filepath.Join(dir, name)
 				if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 					t.Fatal(err)
 				}
-				if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
-					t.Fatal(err)
+				if strings.HasSuffix(name, ".yaml") {
+					if err := yaml.UnmarshalStrict(content, new(map[string]any)); err != nil {
+						t.Errorf("%s: %v", name, err)
+					}
+					content = []byte(here.Replace(string(content)))
 				}
-				if !strings.Contains(text, "/var/run/secrets/"+filepath.Dir(name)) {
-					t.Errorf("it does not use /var/run/secrets/%s", name)
-				}
-			}
-			if err := os.WriteFile(filepath.Join(dir, "hallmark/bundle.pem"), authority(t), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			config := filepath.Join(dir, "envoy.yaml")
-			place := strings.NewReplacer("/var/run/secrets/", dir+"/", "/etc/envoy/", dir+"/")
-			token := string(read(t, deployDir+"/envoy/token.yaml"))
-			for path, text := range map[string]string{config: text, filepath.Join(dir, "token.yaml"): token} {
-				if err := os.WriteFile(path, []byte(place.Replace(text)), 0o600); err != nil {
+				if err := os.WriteFile(path, content, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), within)
 			defer cancel()
-			out, err := exec.CommandContext(ctx, binary, "--mode", "validate", "-c", config).CombinedOutput()
+			out, err := exec.CommandContext(ctx, binary, "--mode", "validate", "-c", filepath.Join(dir, "envoy.yaml")).CombinedOutput()
 			if err != nil {
 				t.Errorf("Envoy refuses it: %v\n%s", err, out)
 			}
