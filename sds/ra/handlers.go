@@ -5,9 +5,34 @@ import (
 	"runtime/debug"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/tap"
 
 	"github.com/hallmark-ca/hallmark/attest"
 )
+
+type registrar struct{ server *Server }
+
+// RegisterService implements [grpc.ServiceRegistrar].
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	for _, m := range desc.Methods {
+		r.server.single["/"+desc.ServiceName+"/"+m.MethodName] = true
+	}
+	for _, m := range desc.Streams {
+		if !m.ServerStreams {
+			r.server.single["/"+desc.ServiceName+"/"+m.StreamName] = true
+		}
+	}
+	r.server.grpc.RegisterService(desc, impl)
+}
+
+// tap bounds calls that have one answer, before anything waits for them: no
+// handler could end a read. What it makes ends with the call's own context.
+func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if s.single[info.FullMethodName] {
+		ctx, _ = s.cfg.RA.Bound(ctx)
+	}
+	return ctx, nil
+}
 
 // unary and stream are around every handler: a panic ends its call, not the
 // process, and no error leaves but through [Status].

@@ -92,7 +92,8 @@ func orDefault[T comparable](v, fallback T) T {
 var errAnswerDue = errors.New("the answer was due")
 
 // Bound returns ctx with the bound on every answer, for a front end whose answer
-// takes several steps. The steps bound themselves where it was not called.
+// takes several steps. The steps bound themselves where it was not called; on a
+// [Server], calls that have one answer are bounded already.
 func (r *RA) Bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= r.cfg.Timeout {
 		return ctx, func() {}
@@ -121,7 +122,7 @@ func (r *RA) Attest(ctx context.Context, door string, cred attest.Credential) (a
 		if gone(ctx) {
 			return attest.Caller{}, ctx.Err()
 		}
-		return attest.Caller{}, r.refuse(ctx, refusalOf{door: door, caller: caller, peer: cred.Peer, deny: attest.DenialOf(err)})
+		return attest.Caller{}, r.refuse(ctx, refusalOf{door: door, caller: caller, peer: cred.Peer, deny: dueOrDenial(ctx, err)})
 	}
 	return caller, nil
 }

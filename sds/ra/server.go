@@ -79,7 +79,8 @@ type Server struct {
 	grpc   *grpc.Server
 	guard  *guard
 	health health
-	drain  chan struct{} // closed when the server stops
+	drain  chan struct{}   // closed when the server stops
+	single map[string]bool // methods with one answer, by full name; complete before Run
 }
 
 // NewServer checks cfg and returns a server without services. Services are
@@ -97,7 +98,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	cfg.HandshakeTimeout = orDefault(cfg.HandshakeTimeout, defaultHandshakeTimeout)
 	cfg.Streams = orDefault(cfg.Streams, defaultStreams)
 	cfg.Grace = orDefault(cfg.Grace, defaultGrace)
-	s := &Server{cfg: cfg, drain: make(chan struct{})}
+	s := &Server{cfg: cfg, drain: make(chan struct{}), single: map[string]bool{}}
 	var err error
 	if s.guard, err = newGuard(cfg); err != nil {
 		return nil, fmt.Errorf("making mesh server: %w", err)
@@ -114,16 +115,18 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoFasterThan, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingTimeout, MaxConnectionIdle: maxIdle}),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+		grpc.InTapHandle(s.tap), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 		grpc.WaitForHandlers(true),
 	)
 	s.health.registered = s.grpc.GetServiceInfo
-	grpc_health_v1.RegisterHealthServer(s.grpc, &s.health)
+	grpc_health_v1.RegisterHealthServer(s.Registrar(), &s.health)
 	return s, nil
 }
 
-// Registrar takes services. It is used before Run.
-func (s *Server) Registrar() grpc.ServiceRegistrar { return s.grpc }
+// Registrar takes services. It is used before Run. Calls that have one answer
+// are bounded by the registration authority's Timeout, reading of the request
+// and sending of the answer included.
+func (s *Server) Registrar() grpc.ServiceRegistrar { return registrar{s} }
 
 // SetReady says what the health service answers. A server that was not told is
 // not ready, and one that stops is not ready any more.
