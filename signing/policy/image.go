@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/hallmark-ca/hallmark/signing/evidence"
 )
 
 // maxImage bounds an image's name in bytes: 255 of repository, 128 of tag, 71
@@ -17,11 +19,10 @@ const maxImage = 512
 // The grammar that kubelets and runtimes accept (distribution/reference). The
 // library reads more than that, such as dots that climb.
 var (
-	hostPattern   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:[0-9]{1,5})?$`)
-	ipv6Pattern   = regexp.MustCompile(`^\[([0-9a-f:.]+)\](:[0-9]{1,5})?$`)
-	pathPattern   = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagPattern    = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
-	digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	hostPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:[0-9]{1,5})?$`)
+	ipv6Pattern = regexp.MustCompile(`^\[([0-9a-f:.]+)\](:[0-9]{1,5})?$`)
+	pathPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagPattern  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 )
 
 // hub is Docker Hub's registry, under the name that globs are written for;
@@ -63,7 +64,7 @@ func ParseImage(image string) (Image, error) {
 	var suffix string
 	switch ref := ref.(type) {
 	case name.Digest:
-		if i.digest = ref.DigestStr(); !digestPattern.MatchString(i.digest) {
+		if i.digest = ref.DigestStr(); !evidence.ValidDigest(i.digest) {
 			return Image{}, fmt.Errorf("parsing image name: %q is no sha256 digest", i.digest)
 		}
 		suffix = "@" + i.digest
@@ -134,6 +135,3 @@ func (i Image) Repository() string { return i.repository }
 
 // Digest returns the digest that the name pins, or "" for a tag.
 func (i Image) Digest() string { return i.digest }
-
-// IsDigest tells whether s is a digest of the one form that is known.
-func IsDigest(s string) bool { return digestPattern.MatchString(s) }

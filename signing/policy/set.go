@@ -86,7 +86,7 @@ func (s *Set) finish() *Set {
 		s.policies[n] = seal(&twin, []Problem{problem}, p.hash[:])
 	}
 	slices.SortStableFunc(s.policies, func(a, b *Policy) int { return cmp.Compare(a.name, b.name) })
-	s.hash = join(s.policies)
+	s.hash = HashOf(s.policies)
 	return s
 }
 
@@ -198,11 +198,12 @@ func (s *Set) Naming(image Image) *Naming {
 			n.selective = n.selective || len(p.match) > 0
 		}
 	}
-	n.hash = join(n.policies)
+	n.hash = HashOf(n.policies)
 	return n
 }
 
-// Naming is the policies that name one image. It is immutable.
+// Naming is the policies that name one image, whatever the pod. It is
+// immutable.
 type Naming struct {
 	policies  []*Policy
 	selective bool // some look at the pod
@@ -221,10 +222,11 @@ func (n *Naming) For(facts Facts) ([]*Policy, Hash) {
 			covering = append(covering, p)
 		}
 	}
-	return covering, join(covering)
+	return covering, HashOf(covering)
 }
 
-func join(policies []*Policy) Hash {
+// HashOf names the content of several policies in their order.
+func HashOf(policies []*Policy) Hash {
 	h := sha256.New()
 	for _, p := range policies {
 		h.Write(p.hash[:])
@@ -233,3 +235,9 @@ func join(policies []*Policy) Hash {
 	h.Sum(sum[:0])
 	return sum
 }
+
+// Hash names the policies that name the image.
+func (n *Naming) Hash() Hash { return n.hash }
+
+// Selective tells whether some of the policies look at the pod.
+func (n *Naming) Selective() bool { return n.selective }
