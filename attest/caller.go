@@ -72,6 +72,18 @@ type Caller struct {
 	Node     string
 	Expires  time.Time // when the credential ends
 	bound    Bound
+	proof    *Caller // as Attest made it, itself without proof
+}
+
+// genuine tells whether c is what Attest made: the fields can be read by every
+// front end, and set by none.
+func (c Caller) genuine() bool {
+	if c.proof == nil {
+		return false
+	}
+	proof := c.proof
+	c.proof = nil
+	return c == *proof
 }
 
 // Instance names the proxy instance that a caller is: its cluster and pod,

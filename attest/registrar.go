@@ -124,6 +124,8 @@ func (r *Registrar) Attest(ctx context.Context, cred Credential) (Caller, error)
 	}
 	caller.Node = live.Pod.Node
 	caller.bound = bound
+	proof := caller
+	caller.proof = &proof
 	return caller, nil
 }
 
@@ -132,8 +134,8 @@ func (r *Registrar) Attest(ctx context.Context, cred Credential) (Caller, error)
 // first as every renewal. A refusal is a [*DenyError].
 func (r *Registrar) Grant(ctx context.Context, caller Caller, identity Identity) (*Grant, error) {
 	cluster := r.cfg.Clusters[caller.Cluster]
-	if cluster == nil || caller.bound == (Bound{}) {
-		return nil, Deny(InternalError, "", "caller was not made by Attest")
+	if cluster == nil || !caller.genuine() {
+		return nil, Deny(InternalError, "", "caller was not made by Attest, or changed since")
 	}
 	if identity != caller.Identity {
 		return nil, Deny(IdentityNotOwn, identity.String(), "caller is %s", caller.Identity)
