@@ -142,7 +142,10 @@ func (s *Server) leave() {
 func (s *Server) StreamSecrets(rpc secretv3.SecretDiscoveryService_StreamSecretsServer) error {
 	ctx := rpc.Context()
 	if deny := s.enter(); deny != nil {
-		err := s.cfg.Source.Refuse(ctx, deny)
+		err := error(deny)
+		if deny.Reason != attest.ShuttingDown { // which refuses nobody anything
+			err = s.cfg.Source.Refuse(ctx, deny)
+		}
 		s.metrics.end(err, true)
 		return ra.Status(err)
 	}

@@ -115,10 +115,14 @@ func (ps *Proxies) Open(ctx context.Context, cred attest.Credential) (sds.Holder
 		return nil, err
 	}
 	h, deny := ps.join(caller)
-	if deny != nil {
+	switch {
+	case deny == nil:
+		return h, nil
+	case deny.Reason == attest.ShuttingDown: // which refuses nobody anything
+		return nil, deny
+	default:
 		return nil, ps.cfg.RA.Refuse(ctx, Door, caller, deny)
 	}
-	return h, nil
 }
 
 // Refuse implements [sds.Source].
