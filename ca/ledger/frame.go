@@ -47,13 +47,22 @@ var (
 	ErrNewer = errors.New("the ledger was written by a newer release: use that one")
 )
 
+// known tells whether this release reads frames of the type.
+func (t frameType) known() bool { return t >= frameSegment && t <= frameRefusal }
+
 func appendFrame(dst []byte, typ frameType, body []byte) []byte {
 	start := len(dst)
-	dst = append(dst, byte(typ), frameVersion)
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(body)))
-	sum := crc32.Update(crc32.Checksum(dst[start:], castagnoli), castagnoli, body)
-	dst = binary.BigEndian.AppendUint32(dst, sum)
-	return append(dst, body...)
+	dst = append(append(dst, make([]byte, frameHeader)...), body...)
+	sealFrame(dst[start:], typ)
+	return dst
+}
+
+// sealFrame fills in the header of a frame whose body stands behind it.
+func sealFrame(f []byte, typ frameType) {
+	f[0], f[1] = byte(typ), frameVersion
+	binary.BigEndian.PutUint32(f[2:], uint32(len(f)-frameHeader))
+	sum := crc32.Update(crc32.Checksum(f[:6], castagnoli), castagnoli, f[frameHeader:])
+	binary.BigEndian.PutUint32(f[6:], sum)
 }
 
 // readFrame reads the frame at the start of data. errEnd: a zero stands there,
@@ -75,8 +84,8 @@ func readFrame(data []byte) (frame, error) {
 		return frame{}, errTorn
 	}
 	// Only a whole frame may say that it is newer: a torn one may say anything.
-	if raw[1] > frameVersion {
-		return frame{}, fmt.Errorf("frame version %d: %w", raw[1], ErrNewer)
+	if raw[1] != frameVersion || !frameType(raw[0]).known() {
+		return frame{}, fmt.Errorf("frame of type %d, version %d: %w", raw[0], raw[1], ErrNewer)
 	}
 	return frame{frameType(raw[0]), raw, raw[frameHeader:]}, nil
 }

@@ -6,9 +6,11 @@ import (
 	"time"
 )
 
-// Shares of the budget: from the second on, the oldest segments without live
-// leaves go early; from the third on, this replica issues nothing.
+// Shares of the budget: from the first on, the log and the usage metric warn;
+// from the second on, the oldest segments without live leaves go early; from the
+// third on, this replica issues nothing.
 const (
+	shareWarn  = 0.80
 	shareEvict = 0.90
 	shareFull  = 0.95
 )
@@ -16,26 +18,25 @@ const (
 // keepHouse does what the writer does beside writing.
 func (l *Ledger) keepHouse() {
 	l.refusals.flush(l, false)
-	if l.state.Load() != nil {
+	l.evict()
+	if l.w.broken != nil && l.w.full == nil {
 		l.mend()
 	}
 	l.prepareNext()
-	l.evict()
 	l.stamp(false)
 }
 
 // mend goes on in a new segment, from the last commit that was reported
 // durable, once a file can be written again.
 func (l *Ledger) mend() {
-	if l.usage() >= shareFull {
-		return
-	}
 	if err := l.begin(l.w.number + 1); err != nil {
-		l.unwritable(fmt.Errorf("beginning a new segment: %w", err))
+		l.w.broken = fmt.Errorf("beginning a new segment: %w", err)
+		l.judge()
 		return
 	}
-	l.unwritable(nil)
+	l.judge()
 	l.cfg.Log.Info("the ledger can be written again", "segment", l.w.number)
+	l.rouse() // outcomes may have waited for it
 }
 
 func (l *Ledger) usage() float64 {
@@ -56,16 +57,44 @@ func (l *Ledger) evict() {
 		if age <= l.cfg.MaxLeaf || (age <= l.cfg.Retention && l.usage() < shareEvict) {
 			break
 		}
-		for _, name := range []string{segmentName(oldest.number), indexName(oldest.number)} {
-			if err := removeIfThere(l.cfg.FS, path.Join(l.cfg.Dir, name)); err != nil {
-				l.cfg.Log.Error("removing an old ledger segment failed", "segment", oldest.number, "error", err)
-				return
-			}
+		if err := l.remove(oldest.number); err != nil {
+			l.cfg.Log.Error("removing an old ledger segment failed", "segment", oldest.number, "error", err)
+			break
 		}
-		l.cfg.Log.Info("removed an old ledger segment", "segment", oldest.number, "age", age.Round(time.Hour).String())
+		l.cfg.Log.Info("removed an old ledger segment", "segment", oldest.number, "age", age.Round(time.Second).String())
 		l.w.sealed = l.w.sealed[1:]
 	}
-	if ratio := l.usage(); ratio >= shareFull && l.state.Load() == nil {
-		l.unwritable(fmt.Errorf("%.0f %% of ledger.maxBytes are used, and every segment may hold live leaves: raise ledger.maxBytes", 100*ratio))
+	l.checkBudget()
+}
+
+// remove makes each removal durable before the next: a cut must not leave a
+// gap, which would read as a segment that somebody took away.
+func (l *Ledger) remove(n uint64) error {
+	for _, name := range []string{indexName(n), segmentName(n)} {
+		if err := removeIfThere(l.cfg.FS, path.Join(l.cfg.Dir, name)); err != nil {
+			return err
+		}
 	}
+	return l.cfg.FS.SyncDir(l.cfg.Dir)
+}
+
+func (l *Ledger) checkBudget() {
+	ratio := l.usage()
+	if warn := ratio >= shareWarn; warn != l.w.warned {
+		l.w.warned = warn
+		if warn {
+			l.cfg.Log.Warn("ledger.maxBytes is nearly used up", "percent", int(100*ratio))
+		}
+	}
+	if full := ratio >= shareFull; full == (l.w.full != nil) {
+		return
+	}
+	l.w.full = nil
+	if ratio >= shareFull {
+		l.w.full = fmt.Errorf("%.0f %% of ledger.maxBytes are used, and every segment may hold live leaves: raise ledger.maxBytes", 100*ratio)
+		l.cfg.Log.Error("the ledger's budget is used up; nothing is issued until there is room", "error", l.w.full)
+	} else {
+		l.cfg.Log.Info("the ledger's budget has room again")
+	}
+	l.judge()
 }

@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"path"
 	"slices"
+	"time"
 
 	"github.com/hallmark-ca/hallmark/ca/durable"
 )
@@ -31,8 +32,21 @@ func hash64(s string) uint64 {
 
 func hashPod(namespace, name string) uint32 { return uint32(hash64(namespace + "/" + name)) }
 
-func intentRow(i *Intent) row {
+// intentKey is what an index needs of an intent.
+type intentKey struct {
+	Time      time.Time `json:"time"`
+	Serial    string    `json:"serial"`
+	Identity  string    `json:"identity"`
+	Namespace string    `json:"namespace"`
+	Pod       string    `json:"pod"`
+}
+
+func (i *intentKey) row() row {
 	return row{key: hash64(i.Identity), pod: hashPod(i.Namespace, i.Pod), time: uint32(i.Time.Unix())}
+}
+
+func intentRow(i *Intent) row {
+	return (&intentKey{Time: i.Time, Identity: i.Identity, Namespace: i.Namespace, Pod: i.Pod}).row()
 }
 
 func outcomeRow(o *Outcome) row { return row{key: hash64(o.Serial), time: uint32(o.Time.Unix())} }
@@ -42,11 +56,11 @@ func rowOf(r record) (row, error) {
 	var out row
 	switch r.typ {
 	case frameIntent:
-		var i Intent
+		var i intentKey
 		if err := json.Unmarshal(r.body, &i); err != nil {
 			return row{}, fmt.Errorf("decoding record %d: %w", r.number, err)
 		}
-		out = intentRow(&i)
+		out = i.row()
 	case frameOutcome:
 		var o Outcome
 		if err := json.Unmarshal(r.body, &o); err != nil {

@@ -1,9 +1,7 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -62,15 +60,19 @@ type batch struct {
 	frames  []byte
 	rows    []row // offsets relative to the batch
 	waiters int
-	done    chan struct{} // closed when durable, or failed
-	err     error         // set before done is closed
+	// gone are outcomes of callers who left. Their intents stand in this batch,
+	// so they are recorded once it is durable, and not at all if it is not.
+	gone []Outcome
+	over bool          // durable, or failed: nothing is added to gone any more
+	done chan struct{} // closed when over
+	err  error         // set before done is closed
 }
 
 func newBatch() *batch { return &batch{done: make(chan struct{})} }
 
-func (b *batch) add(typ frameType, body []byte, r row) {
+func (b *batch) add(frame []byte, r row) {
 	r.offset = uint64(len(b.frames))
-	b.frames = appendFrame(b.frames, typ, body)
+	b.frames = append(b.frames, frame...)
 	b.rows = append(b.rows, r)
 }
 
@@ -80,44 +82,27 @@ type Ledger struct {
 	lock io.Closer
 	m    metrics
 
-	mu      sync.Mutex // guards current, closed; held only to copy
+	mu      sync.Mutex // guards current, closed, and gone and over of batches; held only to copy
 	current *batch
 	closed  bool
 	wake    chan struct{} // one token: something waits in current
 
-	state    atomic.Pointer[string] // why the ledger cannot be written; nil if it can
+	state    atomic.Pointer[string] // why nothing may be issued; nil if it may
 	refusals refusals
 	w        writer         // of the goroutine of Run alone
 	made     chan error     // the zeroed next segment is there, or is not
 	indexing sync.WaitGroup // index files being written
 }
 
-var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
-
-// encode returns v in JSON in a pooled buffer, which the caller puts back.
-func encode(v any) (*bytes.Buffer, error) {
-	buf := buffers.Get().(*bytes.Buffer)
-	buf.Reset()
-	if err := json.NewEncoder(buf).Encode(v); err != nil {
-		buffers.Put(buf)
-		return nil, fmt.Errorf("encoding ledger record: %w", err)
-	}
-	if buf.Len() > maxBody {
-		buffers.Put(buf)
-		return nil, fmt.Errorf("encoding ledger record: %d bytes, at most %d", buf.Len(), maxBody)
-	}
-	return buf, nil
-}
-
 // Append makes intent durable, and returns nil only then. If ctx ends first, it
-// leaves: the intent may stay, and an outcome "abandoned" follows it.
+// leaves: the intent may stay, and then an outcome "abandoned" follows it.
 func (l *Ledger) Append(ctx context.Context, intent *Intent) error {
 	start := l.cfg.Now()
-	buf, err := encode(intent)
+	buf, err := encodeFrame(frameIntent, intent.append)
 	if err != nil {
 		return err
 	}
-	b, err := l.put(frameIntent, buf.Bytes(), intentRow(intent), true)
+	b, err := l.put(*buf, intentRow(intent), true)
 	buffers.Put(buf)
 	if err != nil {
 		return err
@@ -127,27 +112,41 @@ func (l *Ledger) Append(ctx context.Context, intent *Intent) error {
 		l.m.wait.Observe(l.cfg.Now().Sub(start).Seconds())
 		return b.err
 	case <-ctx.Done():
-		l.Finish(Outcome{ID: intent.ID, Time: l.cfg.Now().UTC(), Serial: intent.Serial, Status: Abandoned, Detail: ctx.Err().Error()})
+		l.leave(b, Outcome{ID: intent.ID, Time: l.cfg.Now().UTC(), Serial: intent.Serial, Status: Abandoned, Detail: ctx.Err().Error()})
 		return ctx.Err()
 	}
 }
 
-// Finish records what became of an intent. It does not wait.
+// leave records that the caller of an intent in b has gone.
+func (l *Ledger) leave(b *batch, o Outcome) {
+	l.mu.Lock()
+	over := b.over
+	if !over {
+		b.gone = append(b.gone, o)
+	}
+	l.mu.Unlock()
+	if over && b.err == nil {
+		l.Finish(o)
+	}
+}
+
+// Finish records what became of an intent that Append made durable. It does not
+// wait.
 func (l *Ledger) Finish(o Outcome) {
-	buf, err := encode(o)
+	buf, err := encodeFrame(frameOutcome, o.append)
 	if err != nil {
 		l.m.lost.Inc()
 		return
 	}
 	// An outcome that finds no place is lost: the intent then reads as "may
 	// have been issued", which is always safe.
-	if _, err := l.put(frameOutcome, buf.Bytes(), outcomeRow(&o), false); err != nil {
+	if _, err := l.put(*buf, outcomeRow(&o), false); err != nil {
 		l.m.lost.Inc()
 	}
 	buffers.Put(buf)
 }
 
-func (l *Ledger) put(typ frameType, body []byte, r row, wait bool) (*batch, error) {
+func (l *Ledger) put(frame []byte, r row, wait bool) (*batch, error) {
 	if why := l.state.Load(); why != nil && wait {
 		return nil, fmt.Errorf("%w: %s", ErrUnwritable, *why)
 	}
@@ -161,16 +160,21 @@ func (l *Ledger) put(typ frameType, body []byte, r row, wait bool) (*batch, erro
 		l.mu.Unlock()
 		return nil, fmt.Errorf("%w: too much is waiting for the disk", ErrUnwritable)
 	}
-	b.add(typ, body, r)
+	b.add(frame, r)
 	if wait {
 		b.waiters++
 	}
 	l.mu.Unlock()
+	l.rouse()
+	return b, nil
+}
+
+// rouse wakes the writer, if it is not awake already.
+func (l *Ledger) rouse() {
 	select {
 	case l.wake <- struct{}{}:
-	default: // the writer has been woken already
+	default:
 	}
-	return b, nil
 }
 
 // take swaps the current batch for an empty one.
@@ -197,17 +201,6 @@ func (l *Ledger) Ready() error {
 	return nil
 }
 
-func (l *Ledger) unwritable(err error) {
-	if err == nil {
-		l.state.Store(nil)
-		l.m.unwritable.Set(0)
-		return
-	}
-	why := err.Error()
-	l.state.Store(&why)
-	l.m.unwritable.Set(1)
-}
-
 // Open recovers the ledger in cfg.Dir, or begins one, for this process alone.
 // [ErrCut] is a finding, and is not repaired.
 func Open(ctx context.Context, cfg Config) (*Ledger, error) {
@@ -216,6 +209,9 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	}
 	if cfg.Segment == 0 {
 		cfg.Segment = DefaultSegment
+	}
+	if (cfg.Signer == nil) != (cfg.Verifier == nil) {
+		return nil, errors.New("opening ledger: checkpoints are both signed and verified, or neither")
 	}
 	if cfg.Segment < minSegment || cfg.Segment > maxSegment || cfg.MaxBytes < 4*cfg.Segment {
 		return nil, fmt.Errorf("opening ledger: segments of %d bytes and a budget of %d do not fit: at least four segments are needed", cfg.Segment, cfg.MaxBytes)
@@ -235,8 +231,12 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		err = l.refusals.open(cfg)
 	}
 	if err != nil {
+		if l.w.file != nil {
+			l.w.file.Close()
+		}
 		lock.Close()
 		return nil, fmt.Errorf("opening ledger: %w", err)
 	}
+	l.evict() // a budget that is used up is known before the first intent
 	return l, nil
 }

@@ -1,9 +1,12 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"path"
 	"slices"
@@ -60,62 +63,103 @@ func Query(ctx context.Context, fsys durable.FS, dir string, filter Filter) iter
 func queryIssuances(ctx context.Context, fsys durable.FS, dir string, filter Filter, yield func(Entry, error) bool) bool {
 	numbers, err := segments(fsys, dir)
 	if err != nil {
-		return yield(Entry{}, err)
+		yield(Entry{}, err)
+		return false
 	}
-	var held []Entry // found, and waiting for an outcome in the next segment
-	emit := func(entries []Entry) bool {
-		for _, e := range entries {
-			if e.Outcome == nil {
-				e.Status = MaybeIssued
-			}
-			if !yield(e, nil) {
-				return false
-			}
-		}
-		return true
-	}
+	var held []heldEntry
 	for i, n := range numbers {
-		if ctx.Err() != nil {
-			return yield(Entry{}, ctx.Err())
-		}
-		last := i == len(numbers)-1
-		if !last && len(held) == 0 && canSkip(fsys, dir, n, filter) {
+		if len(held) == 0 && i < len(numbers)-1 && canSkip(fsys, dir, n, filter) {
 			continue
 		}
-		data, err := readSegment(fsys, dir, n)
-		if err != nil {
-			return yield(Entry{}, err)
+		s, err := querySegment(ctx, fsys, dir, numbers, i)
+		if err == nil && s != nil {
+			held, err = match(s, filter, held)
 		}
-		s, err := scanSegment(data, startOf(fsys, dir, n+1))
 		if err != nil {
-			if last { // being begun
-				break
+			if _, more := emit(held, nil, yield); more {
+				yield(Entry{}, err)
 			}
-			return yield(Entry{}, fmt.Errorf("reading ledger segment %d: %w", n, err))
-		}
-		found, err := match(s, filter, held)
-		if err != nil {
-			return yield(Entry{}, err)
-		}
-		if !emit(held) {
 			return false
 		}
-		held = found
-	}
-	return emit(held)
-}
-
-// match returns the entries of s, with their outcomes as far as they stand in
-// it, and gives the held ones theirs.
-func match(s *scan, filter Filter, held []Entry) ([]Entry, error) {
-	var found []Entry
-	open := map[string]*Entry{}
-	for i := range held {
-		if held[i].Outcome == nil {
-			open[held[i].Intent.Serial] = &held[i]
+		var more bool
+		if held, more = emit(held, s, yield); !more {
+			return false
 		}
 	}
-	bySerial := map[string]int{}
+	_, more := emit(held, nil, yield)
+	return more
+}
+
+// heldEntry is an issuance that may wait for its outcome.
+type heldEntry struct {
+	Entry
+	passed int // segments with records since the one that the intent is in
+}
+
+// outcomeWithin is how many segments behind its intent an outcome is looked
+// for. It follows within seconds, but a segment that failed early is short.
+const outcomeWithin = 4
+
+// emit yields the entries that are complete, in their order, and returns the
+// others. Behind the last segment (s is nil) all are complete.
+func emit(held []heldEntry, s *scan, yield func(Entry, error) bool) ([]heldEntry, bool) {
+	for i := range held {
+		e := &held[i]
+		if s != nil && e.Outcome == nil && e.passed < outcomeWithin {
+			return held[i:], true
+		}
+		if e.Outcome == nil {
+			e.Status = MaybeIssued
+		}
+		if !yield(e.Entry, nil) {
+			return nil, false
+		}
+	}
+	return nil, true
+}
+
+// querySegment reads segment numbers[i] as far as it was committed. nil: there
+// is none, because a running writer has removed or is just beginning it.
+func querySegment(ctx context.Context, fsys durable.FS, dir string, numbers []uint64, i int) (*scan, error) {
+	n := numbers[i]
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if i > 0 && n != numbers[i-1]+1 {
+		return nil, fmt.Errorf("ledger segment %d is missing", numbers[i-1]+1)
+	}
+	data, err := readSegment(fsys, dir, n)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	until := startOf(fsys, dir, n+1)
+	s, err := scanSegment(data, until)
+	switch {
+	case err != nil && i == len(numbers)-1 && !errors.Is(err, ErrNewer):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("reading ledger segment %d: %w", n, err)
+	case until != nil && s.last != *until:
+		return nil, fmt.Errorf("ledger segment %d is damaged: its records end at %d, the next begins at %d", n, s.last.records, until.records)
+	}
+	return s, nil
+}
+
+// match appends the entries of s to those that are held, and gives all of them
+// the outcomes that stand in s.
+func match(s *scan, filter Filter, held []heldEntry) ([]heldEntry, error) {
+	open := map[string]int{}
+	for i := range held {
+		if held[i].Outcome == nil {
+			open[held[i].Intent.Serial] = i
+			if len(s.records) > 0 {
+				held[i].passed++
+			}
+		}
+	}
 	for _, r := range s.records {
 		switch r.typ {
 		case frameIntent:
@@ -124,35 +168,33 @@ func match(s *scan, filter Filter, held []Entry) ([]Entry, error) {
 			}
 			var intent Intent
 			if err := json.Unmarshal(r.body, &intent); err != nil {
-				return nil, fmt.Errorf("decoding ledger record %d: %w", r.number, err)
+				return held, fmt.Errorf("decoding ledger record %d: %w", r.number, err)
 			}
 			if filter.matchIntent(&intent) {
-				bySerial[intent.Serial] = len(found)
-				found = append(found, Entry{Number: r.number, Intent: &intent})
+				open[intent.Serial] = len(held)
+				held = append(held, heldEntry{Entry: Entry{Number: r.number, Intent: &intent}})
 			}
 		case frameOutcome:
-			if len(bySerial)+len(open) == 0 {
+			if len(open) == 0 {
 				continue
 			}
 			var outcome Outcome
 			if err := json.Unmarshal(r.body, &outcome); err != nil {
-				return nil, fmt.Errorf("decoding ledger record %d: %w", r.number, err)
+				return held, fmt.Errorf("decoding ledger record %d: %w", r.number, err)
 			}
-			e := open[outcome.Serial]
-			if at, ok := bySerial[outcome.Serial]; ok {
-				e = &found[at]
-			}
-			if e != nil {
-				e.Outcome, e.Status = &outcome, outcome.Status
+			if i, ok := open[outcome.Serial]; ok {
+				held[i].Outcome, held[i].Status = &outcome, outcome.Status
+				delete(open, outcome.Serial)
 			}
 		}
 	}
-	return found, nil
+	return held, nil
 }
 
 // canSkip uses the index of a sealed segment: nothing of the filter is in it.
 func canSkip(fsys durable.FS, dir string, n uint64, filter Filter) bool {
-	if filter.Identity == "" && filter.Since.IsZero() && filter.Until.IsZero() {
+	namespace, name, byName := strings.Cut(filter.Pod, "/")
+	if filter.Identity == "" && !byName && filter.Since.IsZero() && filter.Until.IsZero() {
 		return false
 	}
 	rows, err := readIndex(fsys, dir, n)
@@ -166,19 +208,26 @@ func canSkip(fsys durable.FS, dir string, n uint64, filter Filter) bool {
 			return true
 		}
 	}
+	pod := hashPod(namespace, name)
 	return !slices.ContainsFunc(rows, func(r row) bool {
+		if byName && r.pod != pod {
+			return false
+		}
 		at := time.Unix(int64(r.time), 0)
 		// The index has whole seconds.
 		return (filter.Since.IsZero() || !at.Before(filter.Since.Add(-time.Second))) && (filter.Until.IsZero() || !at.After(filter.Until))
 	})
 }
 
-// mayMatch looks for the filter's words in the record as it was written, so
-// that few records need decoding. JSON writes them all verbatim.
+// mayMatch looks for the filter's words in the record as they are written in
+// it, so that few records need decoding.
 func (f Filter) mayMatch(body []byte) bool {
-	text := string(body)
 	for _, want := range []string{f.Identity, f.Serial, f.ID, f.Image} {
-		if want != "" && !strings.Contains(text, want) {
+		if want == "" {
+			continue
+		}
+		text := appendString(make([]byte, 0, 128), want)
+		if !bytes.Contains(body, text[1:len(text)-1]) {
 			return false
 		}
 	}

@@ -1,13 +1,14 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"slices"
-	"time"
 
 	"github.com/hallmark-ca/hallmark/ca/durable"
 )
@@ -50,8 +51,8 @@ func (l *Ledger) recover(ctx context.Context) error {
 	if w.file, err = l.cfg.FS.OpenWrite(path.Join(l.cfg.Dir, segmentName(w.number))); err != nil {
 		return err
 	}
-	if err := clearTail(w.file, data, s.end); err != nil {
-		return err
+	if err := l.settleTail(w.file, data, s); err != nil {
+		return fmt.Errorf("settling the ledger's tail: %w", err)
 	}
 	return l.loadSealed(ctx, numbers[:len(numbers)-1])
 }
@@ -71,6 +72,8 @@ func (l *Ledger) lastSegment(numbers *[]uint64) (*scan, []byte, error) {
 			return nil, nil, err
 		case err == nil && s.end > 0:
 			return s, data, nil
+		case len(data) > beginning && !zero(data[beginning:]):
+			return nil, nil, fmt.Errorf("segment %d has records, and its beginning cannot be read: run hallmark ledger verify", n)
 		}
 		l.cfg.Log.Warn("a ledger segment was never begun; it is made again", "segment", n)
 		*numbers = (*numbers)[:len(*numbers)-1]
@@ -78,76 +81,101 @@ func (l *Ledger) lastSegment(numbers *[]uint64) (*scan, []byte, error) {
 	return nil, nil, nil
 }
 
-// clearTail zeroes what stands behind the last commit, so that it is never read
-// together with what will be written over it.
-func clearTail(file durable.File, data []byte, end uint64) error {
-	tail := data[end:]
-	if !slices.ContainsFunc(tail, func(b byte) bool { return b != 0 }) {
-		return nil
+// beginning is more than a segment's header and first commit take, in bytes.
+const beginning = 512
+
+func zero(data []byte) bool {
+	return !slices.ContainsFunc(data, func(b byte) bool { return b != 0 })
+}
+
+// settleTail makes what was read of the last batch durable, and zeroes what
+// stands behind it. The process before this one may have died between a write
+// and its sync, or after a sync that failed: then what we read stands in the
+// cache alone, and no later sync would write it. So it is written once more.
+// The same bytes in the same place: a cut meanwhile changes nothing.
+func (l *Ledger) settleTail(file durable.File, data []byte, s *scan) error {
+	if _, err := file.WriteAt(data[s.from:s.end], int64(s.from)); err != nil {
+		return err
 	}
-	if _, err := file.WriteAt(make([]byte, len(tail)), int64(end)); err != nil {
-		return fmt.Errorf("clearing the ledger's tail: %w", err)
+	if tail := bytes.TrimRight(data[s.end:], "\x00"); len(tail) > 0 {
+		if _, err := file.WriteAt(make([]byte, len(tail)), int64(s.end)); err != nil {
+			return err
+		}
 	}
-	return file.Sync()
+	if err := file.Sync(); err != nil {
+		return err
+	}
+	return l.cfg.FS.SyncDir(l.cfg.Dir) // its name, too
 }
 
 // loadSealed learns the age of the complete segments, and makes missing indexes.
 func (l *Ledger) loadSealed(ctx context.Context, numbers []uint64) error {
+	names, err := l.cfg.FS.List(l.cfg.Dir)
+	if err != nil {
+		return err
+	}
 	for _, n := range numbers {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		rows, err := readIndex(l.cfg.FS, l.cfg.Dir, n)
-		if err != nil {
-			if rows, err = l.remakeIndex(n); err != nil {
+		if !slices.Contains(names, indexName(n)) {
+			if err := l.remakeIndex(n); err != nil {
 				// A damaged old segment stops nothing new; verify names it.
 				l.cfg.Log.Error("a ledger segment cannot be read; run hallmark ledger verify", "segment", n, "error", err)
 			}
 		}
-		var last time.Time
-		for _, r := range rows {
-			if t := time.Unix(int64(r.time), 0); t.After(last) {
-				last = t
-			}
+		// The next one begins when this one ends. Where that cannot be told, it
+		// is kept for as long as one that has just ended.
+		last := l.cfg.Now()
+		if next := headOf(l.cfg.FS, l.cfg.Dir, n+1); next != nil {
+			last = next.header.Time
 		}
 		l.w.sealed = append(l.w.sealed, sealedSegment{number: n, last: last})
 	}
 	return nil
 }
 
-func (l *Ledger) remakeIndex(n uint64) ([]row, error) {
+func (l *Ledger) remakeIndex(n uint64) error {
 	data, err := readSegment(l.cfg.FS, l.cfg.Dir, n)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s, err := scanSegment(data, startOf(l.cfg.FS, l.cfg.Dir, n+1))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	rows, err := rowsOf(s)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return rows, writeIndex(l.cfg.FS, l.cfg.Dir, n, rows)
+	return writeIndex(l.cfg.FS, l.cfg.Dir, n, rows)
 }
 
-// startOf returns the commit that segment n begins with: where the one before
-// it ends, whatever else stands in its file. nil where n has no header.
-func startOf(fsys durable.FS, dir string, n uint64) *commit {
+// headOf reads the beginning of segment n, nil where it has none.
+func headOf(fsys durable.FS, dir string, n uint64) *scan {
 	f, err := fsys.Open(path.Join(dir, segmentName(n)))
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
-	head := make([]byte, 1024) // a header has about 300 bytes
-	if _, err := f.ReadAt(head, 0); err != nil {
+	head := make([]byte, beginning)
+	if read, err := f.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) || read == 0 {
 		return nil
 	}
 	s, err := scanSegment(head, nil)
 	if err != nil || s.end == 0 {
 		return nil
 	}
-	return &s.start
+	return s
+}
+
+// startOf returns the commit that segment n begins with: where the one before
+// it ends, whatever else stands in its file. nil where n has no header.
+func startOf(fsys durable.FS, dir string, n uint64) *commit {
+	if s := headOf(fsys, dir, n); s != nil {
+		return &s.start
+	}
+	return nil
 }
 
 func removeIfThere(fsys durable.FS, name string) error {

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -19,6 +20,7 @@ const (
 	refusalFileSize = 16 << 20
 	refusalFiles    = 16
 	foldFor         = time.Minute
+	maxText         = 1024 // of object and detail, in bytes
 )
 
 // fold is what makes two refusals one record.
@@ -27,11 +29,17 @@ type fold struct {
 	minute                         int64
 }
 
+// folded is an open fold: Count is what was not written yet.
+type folded struct {
+	Refusal
+	written bool
+}
+
 // refusals folds and writes refusals. They are not synced for themselves: a cut
 // may lose the last seconds of them, never an issuance.
 type refusals struct {
-	mu    sync.Mutex // guards open folds
-	folds map[fold]*Refusal
+	mu    sync.Mutex // guards folds
+	folds map[fold]*folded
 
 	number uint64 // of the current file; with file and offset, the writer's alone
 	file   durable.File
@@ -60,7 +68,7 @@ func refusalFilesIn(fsys durable.FS, dir string) ([]uint64, error) {
 
 // open begins a file of its own: what an earlier process left may be torn.
 func (r *refusals) open(cfg Config) error {
-	r.folds = map[fold]*Refusal{}
+	r.folds = map[fold]*folded{}
 	numbers, err := refusalFilesIn(cfg.FS, cfg.Dir)
 	if err != nil {
 		return err
@@ -69,6 +77,12 @@ func (r *refusals) open(cfg Config) error {
 		r.number = numbers[len(numbers)-1]
 	}
 	return nil
+}
+
+func (r *refusals) close() {
+	if r.file != nil {
+		r.file.Close()
+	}
 }
 
 // Refuse records that an authenticated caller was refused. It never waits;
@@ -87,63 +101,85 @@ func (l *Ledger) Refuse(ref Refusal) {
 		return
 	}
 	ref.Count, ref.Last = 1, ref.Time
-	l.refusals.folds[key] = &ref
+	ref.Object, ref.Detail = clip(ref.Object), clip(ref.Detail)
+	l.refusals.folds[key] = &folded{Refusal: ref}
+}
+
+// clip cuts a text at a whole character.
+func clip(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "")
 }
 
 // flush writes each new fold once, soon, and what was added to it once more at
 // its end: the counts of all records add up.
 func (r *refusals) flush(l *Ledger, all bool) {
-	now := l.cfg.Now()
-	var frames []byte
+	frames, count := r.due(l.cfg.Now(), all)
+	if count == 0 {
+		return
+	}
+	if err := r.write(l.cfg, frames); err != nil {
+		l.m.dropped.Add(float64(count))
+		l.cfg.Log.Error("recording refusals failed", "error", err)
+	}
+}
+
+// due takes the frames that are to be written, and how many refusals they hold.
+func (r *refusals) due(now time.Time, all bool) (frames []byte, count int) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	for key, ref := range r.folds {
 		over := all || now.Sub(time.Unix(key.minute*60, 0)) >= foldFor
-		if ref.Count > 0 && (over || ref.Last.Equal(ref.Time)) {
-			if buf, err := encode(ref); err == nil {
-				frames = appendFrame(frames, frameRefusal, buf.Bytes())
+		if ref.Count > 0 && (over || !ref.written) {
+			if buf, err := encodeFrame(frameRefusal, ref.append); err == nil {
+				frames = append(frames, *buf...)
 				buffers.Put(buf)
 			}
-			ref.Count = 0
+			count += ref.Count
+			ref.Count, ref.written = 0, true
 		}
 		if over {
 			delete(r.folds, key)
 		}
 	}
-	r.mu.Unlock()
-	if len(frames) == 0 {
-		return
-	}
-	if err := r.write(l.cfg, frames); err != nil {
-		l.m.dropped.Inc()
-		l.cfg.Log.Error("recording refusals failed", "error", err)
-		r.file = nil // go on in a new file
-	}
+	return frames, count
 }
 
+// write appends frames to the current file, or to a new one where there is none
+// or no room. After a failure the next write begins a new file.
 func (r *refusals) write(cfg Config, frames []byte) error {
-	if r.file == nil || r.offset+int64(len(frames)) > refusalFileSize {
-		if err := r.next(cfg); err != nil {
-			return err
-		}
-	}
-	if _, err := r.file.WriteAt(frames, r.offset); err != nil {
-		return err
-	}
-	r.offset += int64(len(frames))
-	return nil
-}
-
-func (r *refusals) next(cfg Config) error {
-	if r.file != nil {
+	if r.file != nil && r.offset+int64(len(frames)) > refusalFileSize {
 		r.file.Close()
 		r.file = nil
 	}
-	r.number++
-	file, err := cfg.FS.Create(path.Join(cfg.Dir, refusalName(r.number)))
-	if err != nil {
+	if r.file == nil {
+		file, err := cfg.FS.Create(path.Join(cfg.Dir, refusalName(r.number+1)))
+		if err != nil {
+			return err
+		}
+		r.file, r.offset = file, 0
+		r.number++
+	}
+	if _, err := r.file.WriteAt(frames, r.offset); err != nil {
+		r.file.Close()
+		r.file = nil
+		if r.offset == 0 { // an empty file must not push a full one out
+			err = errors.Join(err, removeIfThere(cfg.FS, path.Join(cfg.Dir, refusalName(r.number))))
+			r.number--
+		}
 		return err
 	}
-	r.file, r.offset = file, 0
+	first := r.offset == 0
+	r.offset += int64(len(frames))
+	if first {
+		return dropOldRefusals(cfg)
+	}
+	return nil
+}
+
+func dropOldRefusals(cfg Config) error {
 	numbers, err := refusalFilesIn(cfg.FS, cfg.Dir)
 	if err != nil {
 		return err

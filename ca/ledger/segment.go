@@ -59,13 +59,17 @@ type scan struct {
 	header  header
 	start   commit // before the segment
 	last    commit // last one that verifies
+	from    uint64 // offset of the batch that it ends
 	end     uint64 // offset behind it
 	records []record
 	commits []commit
 	stopped error // why reading ended: errEnd, errTorn, or a commit that does not verify
 }
 
-var errCommit = errors.New("commit frame does not verify")
+var (
+	errCommit   = errors.New("commit frame does not verify")
+	errNoHeader = errors.New("segment has no header that can be read")
+)
 
 // scanSegment reads the committed records of a segment. Where until is not nil,
 // it stops at that commit: what comes behind it in the file was written, but
@@ -76,15 +80,15 @@ func scanSegment(data []byte, until *commit) (*scan, error) {
 		if errors.Is(err, ErrNewer) {
 			return nil, err
 		}
-		return nil, errors.New("segment has no header")
+		return nil, errNoHeader
 	}
 	s := &scan{}
 	if err := json.Unmarshal(first.body, &s.header); err != nil {
-		return nil, fmt.Errorf("decoding segment header: %w", err)
+		return nil, fmt.Errorf("%w: %w", errNoHeader, err)
 	}
 	previous, err := hex.DecodeString(s.header.Previous)
 	if err != nil || len(previous) != sha256.Size {
-		return nil, errors.New("decoding segment header: bad chain hash")
+		return nil, fmt.Errorf("%w: bad chain hash", errNoHeader)
 	}
 	s.start = commit{records: s.header.Records, chain: [32]byte(previous)}
 	s.last = s.start
@@ -115,8 +119,8 @@ func (s *scan) read(data []byte, until *commit) error {
 				continue
 			}
 			offset += len(f.raw)
+			s.last, s.from, s.end = c, uint64(batch), uint64(offset)
 			batch = offset
-			s.last, s.end = c, uint64(offset)
 			s.commits = append(s.commits, c)
 			s.records = append(s.records, pending...)
 			pending = pending[:0]

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"golang.org/x/mod/sumdb/note"
@@ -54,7 +55,7 @@ func Verify(ctx context.Context, fsys durable.FS, dir string, verifier note.Veri
 		if i > 0 && n != numbers[i-1]+1 {
 			v.find("segment %d is missing", numbers[i-1]+1)
 		}
-		if err := v.segment(n, i == 0, i == len(numbers)-1); err != nil {
+		if err := v.segment(n, i == len(numbers)-1); err != nil {
 			return v.Report, err
 		}
 	}
@@ -78,28 +79,29 @@ func (v *verification) find(format string, args ...any) {
 	v.Findings = append(v.Findings, fmt.Sprintf(format, args...))
 }
 
-func (v *verification) segment(n uint64, first, last bool) error {
-	data, err := readSegment(v.fsys, v.dir, n)
-	if err != nil {
-		return err
-	}
+func (v *verification) segment(n uint64, last bool) error {
 	until := startOf(v.fsys, v.dir, n+1)
-	s, err := scanSegment(data, until)
+	data, s, err := readSteady(v.fsys, v.dir, n, until)
 	switch {
-	case errors.Is(err, ErrNewer):
-		return err
-	case err != nil && last:
+	case errors.Is(err, fs.ErrNotExist) && v.Segments == 0:
+		return nil // a running writer has removed it, by age
+	case errors.Is(err, errNoHeader) && last:
 		v.Notes = append(v.Notes, fmt.Sprintf("segment %d was never begun", n))
+		if len(data) > beginning && !zero(data[beginning:]) {
+			v.find("segment %d has records, and its beginning cannot be read", n)
+		}
 		return nil
-	case err != nil:
+	case errors.Is(err, errNoHeader):
 		v.find("segment %d: %v", n, err)
 		return nil
+	case err != nil:
+		return err
 	}
-	v.Segments++
-	if first {
+	if v.Segments == 0 {
 		v.Ledger, v.last, v.first = s.header.Ledger, s.start, s.start
 		v.commits[s.start] = true
 	}
+	v.Segments++
 	if s.header.Segment != n || s.header.Ledger != v.Ledger {
 		v.find("segment %d says that it is segment %d of ledger %s", n, s.header.Segment, s.header.Ledger)
 	}
@@ -111,13 +113,41 @@ func (v *verification) segment(n uint64, first, last bool) error {
 		v.commits[c] = true
 	}
 	v.last = s.last
-	if err := v.records(s); err != nil {
+	rows, err := v.records(s)
+	switch {
+	case err != nil:
 		v.find("segment %d: %v", n, err)
-	}
-	if !last {
-		v.index(n, s)
+	case !last:
+		v.index(n, rows)
 	}
 	return nil
+}
+
+// readSteady reads a segment, again while a running writer adds to it: a page
+// that was read before it was written, followed by pages that were read after,
+// looks like damage. Where it is written faster than it is read, what stands
+// behind the last commit is not looked at.
+func readSteady(fsys durable.FS, dir string, n uint64, until *commit) ([]byte, *scan, error) {
+	const tries = 8
+	end := uint64(0)
+	for range tries {
+		data, err := readSegment(fsys, dir, n)
+		if err != nil {
+			return nil, nil, err
+		}
+		s, err := scanSegment(data, until)
+		if err != nil || s.stopped == errEnd || s.end == end {
+			return data, s, err
+		}
+		end = s.end
+	}
+	data, err := readSegment(fsys, dir, n)
+	if err != nil {
+		return nil, nil, err
+	}
+	data = data[:min(end, uint64(len(data)))]
+	s, err := scanSegment(data, until)
+	return data, s, err
 }
 
 // end looks at how the segment ends. Two more commits behind the last one that
@@ -148,23 +178,26 @@ func (v *verification) end(n uint64, s *scan, data []byte, until *commit) {
 	}
 }
 
-func (v *verification) records(s *scan) error {
-	for _, r := range s.records {
+// records counts what the segment holds, and returns the rows of its index.
+func (v *verification) records(s *scan) ([]row, error) {
+	rows := make([]row, len(s.records))
+	for n, r := range s.records {
 		switch r.typ {
 		case frameIntent:
-			var i Intent
+			var i intentKey
 			if err := json.Unmarshal(r.body, &i); err != nil {
-				return fmt.Errorf("record %d: %w", r.number, err)
+				return nil, fmt.Errorf("record %d: %w", r.number, err)
 			}
 			if i.Serial == "" || v.open[i.Serial] != 0 {
 				v.find("record %d repeats the serial %q", r.number, i.Serial)
 			}
 			v.Intents++
 			v.open[i.Serial] = r.number
+			rows[n] = i.row()
 		case frameOutcome:
 			var o Outcome
 			if err := json.Unmarshal(r.body, &o); err != nil {
-				return fmt.Errorf("record %d: %w", r.number, err)
+				return nil, fmt.Errorf("record %d: %w", r.number, err)
 			}
 			if _, ok := v.open[o.Serial]; !ok && v.first.records == 0 {
 				v.find("record %d is an outcome of serial %q, which has no open intent", r.number, o.Serial)
@@ -173,20 +206,17 @@ func (v *verification) records(s *scan) error {
 				v.Issued++
 			}
 			delete(v.open, o.Serial)
+			rows[n] = outcomeRow(&o)
 		}
+		rows[n].offset = r.offset
 	}
-	return nil
+	return rows, nil
 }
 
-func (v *verification) index(n uint64, s *scan) {
+func (v *verification) index(n uint64, want []row) {
 	have, err := readIndex(v.fsys, v.dir, n)
 	if err != nil {
 		v.Notes = append(v.Notes, fmt.Sprintf("segment %d has no index: queries read the segment", n))
-		return
-	}
-	want, err := rowsOf(s)
-	if err != nil {
-		v.find("segment %d: %v", n, err)
 		return
 	}
 	slices.SortFunc(want, compareRows)

@@ -18,8 +18,8 @@ const (
 	syncGap      = time.Millisecond       // between syncs under load
 	manyWaiters  = 4                      // what counts as load
 	outcomeDelay = 200 * time.Millisecond // how long outcomes wait for an intent's sync
-	retryWrite   = time.Second            // after a failed write
-	housekeeping = time.Second
+	housekeeping = time.Second            // and what a failed write waits for
+	retryNext    = 30 * time.Second       // after the next segment could not be made
 )
 
 // writer is the state of the one goroutine that writes.
@@ -27,12 +27,16 @@ type writer struct {
 	id      string // of the ledger
 	number  uint64 // of the current segment
 	file    durable.File
-	offset  int64  // where the next batch goes
-	last    commit // durable
-	rows    []row  // of the current segment
-	next    bool   // a zeroed segment lies ready
-	making  bool   // one is being made
-	began   time.Time
+	offset  int64     // where the next batch goes
+	last    commit    // durable
+	rows    []row     // of the current segment
+	broken  error     // why the current segment takes no more
+	full    error     // the budget is used up
+	warned  bool      // that it soon will be
+	next    bool      // a zeroed segment lies ready
+	making  bool      // one is being made
+	again   time.Time // when to try that again, after it failed
+	began   time.Time // of the last sync
 	sealed  []sealedSegment
 	stamped uint64 // records at the last checkpoint
 	stampAt time.Time
@@ -45,7 +49,7 @@ type sealedSegment struct {
 }
 
 // Run writes until ctx ends, then flushes and closes. It returns an error only
-// if the last flush failed.
+// if that last flush failed.
 func (l *Ledger) Run(ctx context.Context) error {
 	tick := time.NewTicker(housekeeping)
 	defer tick.Stop()
@@ -64,70 +68,118 @@ func (l *Ledger) Run(ctx context.Context) error {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
-	l.flush()
+	err := l.flush()
+	if err == nil {
+		err = l.flush() // outcomes of callers who left during the first
+	}
+	lost, _ := l.peek()
+	l.m.lost.Add(float64(lost))
 	l.refusals.flush(l, true)
+	l.refusals.close()
 	l.stamp(true)
 	l.awaitNext()
 	l.indexing.Wait()
-	return errors.Join(l.Ready(), l.w.file.Close(), l.lock.Close())
+	return errors.Join(err, l.w.file.Close(), l.lock.Close())
 }
 
 // pace waits so that one sync serves many where many wait, and so that outcomes
 // alone do not cost a sync each.
 func (l *Ledger) pace(ctx context.Context) {
-	_, waiters := l.peek()
-	wait := time.Duration(0)
-	switch {
-	case waiters == 0:
-		wait = outcomeDelay
-	case waiters >= manyWaiters:
-		wait = syncGap - time.Since(l.w.began)
-	}
-	for wait > 0 {
+	patience := time.Now().Add(outcomeDelay)
+	for {
+		_, waiters := l.peek()
+		var until time.Time
+		switch {
+		case waiters == 0:
+			until = patience
+		case waiters >= manyWaiters:
+			until = l.w.began.Add(syncGap)
+		}
+		wait := time.Until(until)
+		if wait <= 0 {
+			return
+		}
 		timer := time.NewTimer(wait)
 		select {
+		case <-timer.C:
+			return
+		case <-l.wake: // more has come: look again
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return
-		case <-timer.C:
-			return
-		case <-l.wake: // something came: an intent ends the wait for outcomes
-			timer.Stop()
-			if _, n := l.peek(); n > 0 && waiters == 0 {
-				return
-			}
-			wait = syncGap - time.Since(l.w.began)
 		}
 	}
 }
 
 // flush makes the current batch durable and releases its waiters.
-func (l *Ledger) flush() {
+func (l *Ledger) flush() error {
 	if records, _ := l.peek(); records == 0 {
-		return
+		return nil
 	}
 	b := l.take()
-	b.err = l.commit(b)
-	if b.err != nil {
-		l.m.failed.Inc()
-		b.err = fmt.Errorf("%w: %w", ErrUnwritable, b.err)
-		l.cfg.Log.Error("writing the ledger failed; nothing is issued until it works again", "error", b.err)
+	err := l.commit(b)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrUnwritable, err)
 	}
+	l.settle(b, err)
+	return err
+}
+
+// settle releases the waiters of b, and records what follows from its end: the
+// outcomes of those who have left, if their intents are durable; if not, the
+// outcomes in b once more, whose intents have been durable for longer.
+func (l *Ledger) settle(b *batch, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b.over, b.err = true, err
 	close(b.done)
+	if err != nil {
+		l.keepOutcomes(b)
+		return
+	}
+	for _, o := range b.gone {
+		buf, err := encodeFrame(frameOutcome, o.append)
+		if err != nil {
+			l.m.lost.Inc()
+			continue
+		}
+		l.current.add(*buf, outcomeRow(&o))
+		buffers.Put(buf)
+		l.rouse()
+	}
+}
+
+// keepOutcomes puts the outcomes of a batch that failed into the next one. The
+// caller holds l.mu.
+func (l *Ledger) keepOutcomes(b *batch) {
+	for n, rest := 0, b.frames; n < len(b.rows); n++ {
+		f, err := readFrame(rest)
+		if err != nil {
+			return // we wrote it: cannot be
+		}
+		rest = rest[len(f.raw):]
+		switch {
+		case f.typ != frameOutcome:
+		case len(l.current.frames) > maxPending:
+			l.m.lost.Inc()
+		default:
+			l.current.add(f.raw, b.rows[n])
+		}
+	}
 }
 
 // commit writes b and a commit frame behind it, and syncs.
 func (l *Ledger) commit(b *batch) error {
 	w := &l.w
-	w.began = time.Now()
-	if l.state.Load() != nil {
-		return errors.New("an earlier write failed")
+	if w.broken != nil {
+		return w.broken
 	}
+	w.began = time.Now()
 	need := int64(len(b.frames)) + frameHeader + commitSize
 	if w.offset+need > l.cfg.Segment {
 		if err := l.begin(w.number + 1); err != nil {
-			l.unwritable(fmt.Errorf("beginning the next segment: %w", err))
-			return err
+			return l.fail(fmt.Errorf("beginning the next segment: %w", err))
 		}
 	}
 	next := commit{records: w.last.records + uint64(len(b.rows)), chain: chain(w.last.chain, b.frames)}
@@ -139,9 +191,8 @@ func (l *Ledger) commit(b *batch) error {
 	l.m.sync.Observe(time.Since(w.began).Seconds())
 	if err != nil {
 		// What is on the disk is not known, and the same file is not asked
-		// again: see keepHouse.
-		l.unwritable(err)
-		return err
+		// again: see mend.
+		return l.fail(err)
 	}
 	for _, r := range b.rows {
 		r.offset += uint64(w.offset)
@@ -151,6 +202,28 @@ func (l *Ledger) commit(b *batch) error {
 	w.last = next
 	l.m.batch.Observe(float64(len(b.rows)))
 	return nil
+}
+
+// fail notes that the current segment takes no more.
+func (l *Ledger) fail(err error) error {
+	l.m.failed.Inc()
+	l.w.broken = err
+	l.judge()
+	l.cfg.Log.Error("writing the ledger failed; nothing is issued until it works again", "segment", l.w.number, "error", err)
+	return err
+}
+
+// judge tells callers whether anything may be issued.
+func (l *Ledger) judge() {
+	why := errors.Join(l.w.broken, l.w.full)
+	if why == nil {
+		l.state.Store(nil)
+		l.m.unwritable.Set(0)
+		return
+	}
+	text := why.Error()
+	l.state.Store(&text)
+	l.m.unwritable.Set(1)
 }
 
 // begin makes segment n the current one, from where the last durable commit left
@@ -193,6 +266,7 @@ func (l *Ledger) begin(n uint64) error {
 		w.file.Close()
 		l.seal()
 	}
+	w.broken = nil
 	w.file, w.number, w.offset, w.last, w.rows = file, n, int64(len(out)), first, nil
 	return nil
 }
@@ -213,7 +287,7 @@ const nextName = "next"
 
 // prepareNext has the next segment made aside from the commit path.
 func (l *Ledger) prepareNext() {
-	if l.w.next || l.w.making {
+	if l.w.next || l.w.making || time.Now().Before(l.w.again) {
 		return
 	}
 	l.w.making = true
@@ -223,6 +297,7 @@ func (l *Ledger) prepareNext() {
 func (l *Ledger) madeNext(err error) {
 	l.w.making, l.w.next = false, err == nil
 	if err != nil {
+		l.w.again = time.Now().Add(retryNext)
 		l.cfg.Log.Error("the ledger's next segment cannot be made; the current one goes on until it is full", "error", err)
 	}
 }
@@ -251,7 +326,8 @@ func makeNext(cfg Config) error {
 		err = file.Sync()
 	}
 	if err = errors.Join(err, file.Close()); err != nil {
-		return fmt.Errorf("making next segment: %w", err)
+		// Where space is short, a part of a segment is in everybody's way.
+		return fmt.Errorf("making next segment: %w", errors.Join(err, removeIfThere(cfg.FS, name)))
 	}
 	return nil
 }
