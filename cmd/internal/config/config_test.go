@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
+	"github.com/hallmark-ca/hallmark/signing"
 )
 
 // paths returns where the problems of err are.
@@ -41,7 +42,7 @@ func TestDefaultsAreValid(t *testing.T) {
 	}
 	if cfg.State != "/var/lib/hallmark" || cfg.Authority.LeafDefault != 6*time.Hour || cfg.Authority.IssuingLifetime != 72*time.Hour ||
 		cfg.Attest.MaxStaleness != 6*time.Hour || cfg.Attest.ReviewCache != 10*time.Minute || cfg.Ledger.MaxBytes != 8<<30 ||
-		cfg.Ledger.Retention != 14*24*time.Hour || cfg.Authority.RootLifetime != 5*365*24*time.Hour || cfg.Images.Issuance != config.GateAudit {
+		cfg.Ledger.Retention != 14*24*time.Hour || cfg.Authority.RootLifetime != 5*365*24*time.Hour || cfg.Images.Issuance != signing.Audit {
 		t.Errorf("the defaults are not those of the documents: %+v", cfg)
 	}
 	if want := "/var/lib/hallmark/keys/passphrase"; cfg.Authority.PassphraseFile != want {

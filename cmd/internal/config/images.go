@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/hallmark-ca/hallmark/signing"
 )
 
 type imagesFile struct {
@@ -51,24 +53,14 @@ type registriesFile struct {
 	DockerConfig string `json:"dockerConfig"`
 }
 
-// GateMode is one of disabled, audit and enforce.
-type GateMode string
-
-// The modes of the image gate.
-const (
-	GateDisabled GateMode = "disabled"
-	GateAudit    GateMode = "audit"
-	GateEnforce  GateMode = "enforce"
-)
-
 // Images is the checked image gate.
 type Images struct {
-	Issuance       GateMode
-	Namespaces     map[string]GateMode
+	Issuance       signing.Mode
+	Namespaces     map[string]signing.Mode
 	Policies       string // absolute, or empty for none
 	ResolveTags    bool
 	CountEphemeral bool // also those that have ended
-	Infrastructure GateMode
+	Infrastructure signing.Mode
 	Accounts       []string // NAMESPACE/ACCOUNT
 	Insecure       []string
 	AllowPrivate   []string
@@ -76,15 +68,15 @@ type Images struct {
 	DockerConfig   string
 }
 
-func (c *checker) gate(path, value string) GateMode {
-	modes := []GateMode{GateDisabled, GateAudit, GateEnforce}
+func (c *checker) gate(path, value string) signing.Mode {
+	modes := []signing.Mode{signing.Disabled, signing.Audit, signing.Enforce}
 	return choose(c, path, value, []string{"disabled", "audit", "enforce"}, modes)
 }
 
 func (c *checker) images(f *imagesFile, state string) Images {
 	i := Images{
 		Issuance:       c.gate("images.issuance", f.Issuance),
-		Namespaces:     map[string]GateMode{},
+		Namespaces:     map[string]signing.Mode{},
 		Policies:       within(state, f.Policies),
 		ResolveTags:    choose(c, "images.tags", f.Tags, []string{"resolve", "deny"}, []bool{true, false}),
 		CountEphemeral: choose(c, "images.ephemeral", f.Ephemeral, []string{"count", "count-while-running"}, []bool{true, false}),
@@ -95,14 +87,14 @@ func (c *checker) images(f *imagesFile, state string) Images {
 		CAFiles:        f.Registries.CAFiles,
 		DockerConfig:   f.Registries.DockerConfig,
 	}
-	enforced := i.Issuance == GateEnforce
+	enforced := i.Issuance == signing.Enforce
 	for _, ns := range slices.Sorted(maps.Keys(f.Namespaces)) {
 		path := join("images.namespaces", ns)
 		if !dnsName.MatchString(ns) || len(ns) > 63 || strings.Contains(ns, ".") {
 			c.add(path, fmt.Sprintf("%q is no namespace", ns), "write its exact name; patterns are not known here")
 		}
 		i.Namespaces[ns] = c.gate(path, f.Namespaces[ns])
-		enforced = enforced || i.Namespaces[ns] == GateEnforce
+		enforced = enforced || i.Namespaces[ns] == signing.Enforce
 	}
 	if enforced && f.Policies == "" {
 		c.add("images.policies", "enforce without a policy refuses every pod", "name the folder of the ClusterImagePolicy files, or write audit")

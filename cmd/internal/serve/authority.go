@@ -94,3 +94,5 @@ func (noLedger) Append(context.Context, *ledger.Intent) error {
 }
 
 func (noLedger) Finish(ledger.Outcome) {}
+
+func (noLedger) Refuse(ledger.Refusal) {}

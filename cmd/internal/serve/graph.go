@@ -2,7 +2,6 @@ package serve
 
 import (
 	"context"
-	"io"
 	"slices"
 
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
@@ -12,10 +11,11 @@ import (
 type graph struct {
 	base      *base
 	authority *authorityParts
+	images    *imageParts
+	proof     *proofParts
 	doors     []unit // stopped first
 	workers   []unit
 	ledger    []unit // stopped last
-	closers   []io.Closer
 }
 
 // build puts the graph together. What was built is returned with an error, too,
@@ -26,7 +26,17 @@ func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
 	if g.authority, err = buildAuthority(ctx, b, cfg); err != nil {
 		return g, err
 	}
+	if g.images, err = buildImages(b, cfg); err != nil {
+		return g, err
+	}
+	if g.proof, err = buildProof(b, cfg, g.images.gate); err != nil {
+		return g, err
+	}
 	serving, err := newServingCertificate(b, g.authority.authority, cfg.Mesh)
+	if err != nil {
+		return g, err
+	}
+	mesh, err := buildDoors(b, cfg, g.authority, g.proof.registrar, serving)
 	if err != nil {
 		return g, err
 	}
@@ -34,13 +44,18 @@ func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
 	if err != nil {
 		return g, err
 	}
-	g.workers = []unit{{"issuing CA", g.authority.replica.Run}, {"serving certificate", serving.run}, {"bundle file", publish.run}}
-	conditions := []condition{{"issuing CA", g.authority.replica.Ready}, {"serving certificate", serving.ready}}
+	conditions := []condition{{"issuing CA", g.authority.replica.Ready}, {"serving certificate", serving.ready}, {"view of the cluster", g.proof.cluster.Ready}}
 	if !b.checking {
 		g.ledger = []unit{{"ledger", g.authority.ledger.Run}}
 		conditions = append(conditions, condition{"ledger", g.authority.ledger.Ready})
 	}
-	g.doors = append(g.doors, unit{"metrics", buildAdmin(b, cfg, conditions).run})
+	g.workers = append(g.images.units(),
+		unit{"issuing CA", g.authority.replica.Run}, unit{"serving certificate", serving.run}, unit{"bundle file", publish.run},
+		unit{"view of the cluster", g.proof.cluster.Run}, unit{"proxies", mesh.proxies.Run})
+	g.doors = []unit{
+		{"mesh port", mesh.run}, {"streams of secrets", mesh.streams.Run}, {"gRPC health", mesh.health(conditions)},
+		{"metrics", buildAdmin(b, cfg, conditions).run},
+	}
 	return g, nil
 }
 

@@ -22,6 +22,10 @@ func probe(ctx context.Context, g *graph, cfg *config.Config) []finding {
 	running, findings := probeState(dir)
 	findings = append(findings, probeRoot(ctx, g, dir, cfg)...)
 	findings = append(findings, probeCheckpointKey(dir))
+	findings = append(findings, probeCluster(ctx, g)...)
+	if g.images != nil {
+		findings = append(findings, g.images.findings(cfg)...)
+	}
 	if running {
 		return append(findings, finding{what: "listeners", note: "in use by the server that runs on this state"})
 	}
@@ -108,6 +112,19 @@ func probeCheckpointKey(dir state.Dir) finding {
 		return finding{what: "ledger", err: err, mend: "restore keys/ledger.key and keys/ledger.pub: without them nobody can tell a cut ledger"}
 	}
 	return finding{what: "ledger", note: "checkpoint key opens"}
+}
+
+// probeCluster asks the Kubernetes API whether it answers, and permits what
+// serving needs.
+func probeCluster(ctx context.Context, g *graph) []finding {
+	if g.proof == nil {
+		return nil // why is a finding already
+	}
+	var found []finding
+	for _, f := range g.proof.cluster.Probe(ctx) {
+		found = append(found, finding{what: f.What, note: f.Note, err: f.Err, mend: f.Mend})
+	}
+	return found
 }
 
 func probeListen(ctx context.Context, what, address string) finding {

@@ -18,7 +18,7 @@ func Run(ctx context.Context, cfg *config.Config, w io.Writer) error {
 	log := newLog(w, cfg.LogLevel)
 	b := newBase(state.Dir(cfg.State), log, false)
 	start := b.now()
-	log.Info("starting", "trustDomain", cfg.TrustDomain.String(), "cluster", cfg.ClusterID, "replica", cfg.ReplicaID, "state", cfg.State, "images", string(cfg.Images.Issuance))
+	log.Info("starting", "trustDomain", cfg.TrustDomain.String(), "cluster", cfg.ClusterID, "replica", cfg.ReplicaID, "state", cfg.State, "images", cfg.Images.Issuance.String())
 	g, err := build(ctx, b, cfg)
 	defer g.close()
 	if err != nil {
