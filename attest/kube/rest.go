@@ -93,7 +93,9 @@ func (a *api) open(ctx context.Context, method, path string, query url.Values, b
 	if err != nil {
 		return nil, fmt.Errorf("making request: %w", err)
 	}
-	req.Header.Set("Accept", "application/json")
+	// The second is the type of /openid/v1/jwks (RFC 7517 section 8.5.2), and the
+	// only one that the API server gives it.
+	req.Header.Set("Accept", "application/json, application/jwk-set+json")
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
