@@ -163,7 +163,9 @@ func accessIsUsed(ctx context.Context, t *testing.T, c *cluster.Cluster, objects
 	for _, streaming := range []string{"true", "false"} {
 		server := startServer(ctx, t, c, objects, "KUBE_FEATURE_WatchListClient="+streaming)
 		scene.issue(ctx, t, server)
-		scene.vanish(ctx, t, server)
+		scene.envoys(ctx, t, server)
+		scene.disagree(ctx, t, server)
+		server.metricsAreThere(ctx, t)
 		server.stop(t)
 	}
 	used, forbidden := a.used(t)

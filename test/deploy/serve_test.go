@@ -33,10 +33,12 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/hallmark-ca/hallmark/test/bench/cluster"
+	"github.com/hallmark-ca/hallmark/test/bench/envoy"
 	"github.com/hallmark-ca/hallmark/test/bench/hallmark"
 	"github.com/hallmark-ca/hallmark/test/bench/pods"
 	"github.com/hallmark-ca/hallmark/test/bench/port"
 	"github.com/hallmark-ca/hallmark/test/bench/proc"
+	"github.com/hallmark-ca/hallmark/test/tools"
 )
 
 // within is how long anything here may take.
@@ -333,27 +335,84 @@ func (sc *scene) issue(ctx context.Context, t *testing.T, s *server) {
 	}
 }
 
-// vanish presents the token of a pod that was deleted a moment ago, which the API
-// server still vouches for: only a look at the pod itself can tell.
-func (sc *scene) vanish(ctx context.Context, t *testing.T, s *server) {
+// disagree presents tokens that name a node, and an account, of the same name as
+// one that is there, and made before it. The watch says no, and that is checked
+// by asking: only the API server's own word ends it.
+func (sc *scene) disagree(ctx context.Context, t *testing.T, s *server) {
 	t.Helper()
-	pod, token := sc.pod(ctx, t)
+	core := sc.c.Client().CoreV1()
+
+	_, token := sc.pod(ctx, t)
+	if err := core.Nodes().Delete(ctx, sc.node, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pods.Node(ctx, sc.c.Client(), sc.node); err != nil {
+		t.Fatal(err)
+	}
+	sc.refused(ctx, t, s, token, "NodeMismatch")
+
+	// The API server remembers for some seconds that a token was good.
+	_, token = sc.pod(ctx, t)
 	review := &authv1.TokenReview{Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{pods.Audience}}}
 	if r, err := sc.c.Client().AuthenticationV1().TokenReviews().Create(ctx, review, metav1.CreateOptions{}); err != nil || !r.Status.Authenticated {
 		t.Fatalf("the API server does not know the token: %v %v", r, err)
 	}
-	if err := pods.ForceDelete(ctx, sc.c.Client(), pod); err != nil {
+	if err := core.ServiceAccounts(sc.ns).Delete(ctx, sc.sa, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	_, err := s.ask(ctx, t, token)
-	if status.Code(err) != codes.Unauthenticated {
-		t.Errorf("the token of a deleted pod: %v", err)
+	if _, err := pods.Account(ctx, sc.c.Client(), sc.ns, sc.sa); err != nil {
+		t.Fatal(err)
+	}
+	sc.refused(ctx, t, s, token, "AccountReplaced")
+}
+
+// refused asks, and is refused for that reason.
+func (sc *scene) refused(ctx context.Context, t *testing.T, s *server, token, reason string) {
+	t.Helper()
+	if _, err := s.ask(ctx, t, token); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("want %s, got %v", reason, err)
 	}
 	text, err := s.get(ctx, "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !regexp.MustCompile(`hallmark_refusals_total\{[^}]*reason="PodGone"[^}]*\} [1-9]`).MatchString(text) {
-		t.Errorf("the pod was not looked for:\n%s", regexp.MustCompile(`(?m)^hallmark_refusals_total.*$`).FindAllString(text, -1))
+	if !regexp.MustCompile(`hallmark_refusals_total\{[^}]*reason="` + reason + `"[^}]*\} [1-9]`).MatchString(text) {
+		t.Errorf("no refusal for %s: %q\n%s", reason, regexp.MustCompile(`(?m)^hallmark_refusals_total.*$`).FindAllString(text, -1), s.process.Tail())
+	}
+}
+
+// envoys starts a sidecar from each sample, which gets its identity.
+func (sc *scene) envoys(ctx context.Context, t *testing.T, s *server) {
+	t.Helper()
+	tools.Need(t, "envoy")
+	want := "spiffe://cluster.local/ns/" + sc.ns + "/sa/" + sc.sa
+	for _, sample := range []string{envoy.EnvoyGRPC, envoy.GoogleGRPC} {
+		_, token := sc.pod(ctx, t)
+		e, err := envoy.Start(ctx, envoy.Config{Dir: t.TempDir(), Sample: sample, Hallmark: s.mesh, Bundle: s.bundle, Token: token, Caller: want, Server: want})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(e.Close)
+		limit, cancel := context.WithTimeout(ctx, within)
+		id, err := e.AwaitIdentity(limit)
+		cancel()
+		if err != nil || id.ID != want {
+			t.Errorf("%s: %q, want %s: %v", sample, id.ID, want, err)
+		}
+		e.Close()
+	}
+}
+
+// metricsAreThere looks for every metric that a document names.
+func (s *server) metricsAreThere(ctx context.Context, t *testing.T) {
+	t.Helper()
+	text, err := s.get(ctx, "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, page := range metricsNamed(t) {
+		if !strings.Contains(text, "# TYPE "+name+" ") {
+			t.Errorf("%s: there is no metric %s", page, name)
+		}
 	}
 }
