@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hallmark-ca/hallmark/attest"
 	"github.com/hallmark-ca/hallmark/ca/ledger"
 	"github.com/hallmark-ca/hallmark/cmd/internal/state"
 )
@@ -161,22 +162,15 @@ func (p *printer) entry(e ledger.Entry) error {
 		return p.json.Encode(e)
 	}
 	if p.rows == 0 {
-		fmt.Fprintln(p.table, "TIME\tSTATUS\tIDENTITY\tPOD\tSERIAL OR REASON\tID")
+		fmt.Fprintln(p.table, "TIME\tSTATUS\tIDENTITY\tPOD\tID\tSERIAL OR REASON")
 	}
 	p.rows++
 	at := e.Time().Local().Format(time.DateTime)
 	if r := e.Refusal; r != nil {
-		why := r.Reason
-		if r.Object != "" {
-			why += ": " + r.Object
-		}
-		if r.Count > 1 {
-			why += fmt.Sprintf(" (%d times)", r.Count)
-		}
-		fmt.Fprintf(p.table, "%s\t%s\t%s\t%s\t%s\t%s\n", at, e.Status, r.Identity, podName(r.Namespace, r.Pod), why, r.ID)
+		fmt.Fprintf(p.table, "%s\t%s\t%s\t%s\t%s\t%s\n", at, e.Status, r.Identity, podName(r.Namespace, r.Pod), r.ID, why(r))
 	} else {
 		i := e.Intent
-		fmt.Fprintf(p.table, "%s\t%s\t%s\t%s\t%s\t%s\n", at, e.Status, i.Identity, podName(i.Namespace, i.Pod), i.Serial, i.ID)
+		fmt.Fprintf(p.table, "%s\t%s\t%s\t%s\t%s\t%s\n", at, e.Status, named(i), podName(i.Namespace, i.Pod), i.ID, i.Serial+remarks(i))
 	}
 	if p.rows%tableFlush == 0 {
 		return p.table.Flush()
@@ -192,6 +186,37 @@ func (p *printer) flush() error {
 		fmt.Fprintln(p.table, "nothing matches")
 	}
 	return p.table.Flush()
+}
+
+func why(r *ledger.Refusal) string {
+	text := r.Reason
+	if r.Object != "" {
+		text += ": " + r.Object
+	}
+	if r.Count > 1 {
+		text += fmt.Sprintf(" (%d times)", r.Count)
+	}
+	return text
+}
+
+// named shortens the list of names of a certificate of our own.
+func named(i *ledger.Intent) string {
+	first, rest, more := strings.Cut(i.Identity, ",")
+	if !more {
+		return i.Identity
+	}
+	return fmt.Sprintf("%s and %d more names", first, 1+strings.Count(rest, ","))
+}
+
+// remarks says which images the gate would have refused.
+func remarks(i *ledger.Intent) string {
+	text := ""
+	for _, image := range i.Images {
+		if image.Verdict == attest.VerdictWouldDeny.String() {
+			text += fmt.Sprintf(", would-deny %s: %s", image.Reason, image.Image)
+		}
+	}
+	return text
 }
 
 func podName(namespace, pod string) string {
