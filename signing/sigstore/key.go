@@ -36,11 +36,18 @@ var hashes = map[string]crypto.Hash{
 	"": crypto.SHA256, "sha224": crypto.SHA224, "sha256": crypto.SHA256, "sha384": crypto.SHA384, "sha512": crypto.SHA512,
 }
 
+// usual is the hash that cosign 3 signs with, by the curve of its key. A
+// policy's hashAlgorithm is SHA-256 all the same where it says nothing.
+var usual = map[elliptic.Curve]crypto.Hash{
+	elliptic.P256(): crypto.SHA256, elliptic.P384(): crypto.SHA384, elliptic.P521(): crypto.SHA512,
+}
+
 // Key is a public key that a policy trusts.
 type Key struct {
 	signer string // sha256:<hex of the SubjectPublicKeyInfo's hash>
 	hint   string // the same as cosign writes it in a bundle: base64
 	kind   string // for people: what it verifies with
+	mend   string // for people: what may be wrong where nothing verifies
 	// verifiers are tried in turn. There are two for Ed25519: cosign signs with
 	// Ed25519ph, others with Ed25519, and neither can be taken for the other.
 	verifiers []*verify.Verifier
@@ -64,6 +71,10 @@ func ParseKey(data []byte, hashAlgorithm string) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading a public key: %w", err)
 	}
+	mend := ""
+	if p, ok := public.(*ecdsa.PublicKey); ok && usual[p.Curve] != hash {
+		mend = fmt.Sprintf("; cosign signs with %s by %s: see hashAlgorithm", p.Curve.Params().Name, usual[p.Curve])
+	}
 	spki, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
 		return nil, fmt.Errorf("reading a public key: %w", err)
@@ -73,6 +84,7 @@ func ParseKey(data []byte, hashAlgorithm string) (*Key, error) {
 		signer: "sha256:" + hex.EncodeToString(sum[:]),
 		hint:   base64.StdEncoding.EncodeToString(sum[:]),
 		kind:   kind,
+		mend:   mend,
 	}
 	variants := []signature.LoadOption{options.WithHash(hash)}
 	if _, ok := public.(ed25519.PublicKey); ok {

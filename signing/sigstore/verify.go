@@ -248,7 +248,7 @@ func (k *Key) verify(b *protobundle.Bundle, policy func() verify.PolicyBuilder) 
 	if hint := b.GetVerificationMaterial().GetPublicKey().GetHint(); hint != "" && hint != k.hint {
 		return fmt.Errorf("the signature does not verify with key %s (%s); it says that it was made by another key, %q", k.signer, k.kind, attest.Escape(hint))
 	}
-	return fmt.Errorf("the signature does not verify with key %s (%s): %s", k.signer, k.kind, attest.Escape(err.Error()))
+	return fmt.Errorf("the signature does not verify with key %s (%s): %s%s", k.signer, k.kind, attest.Escape(err.Error()), k.mend)
 }
 
 // unambiguous refuses JSON that two readers could understand differently: a
