@@ -13,7 +13,7 @@ func PinOf(t Tool) (file, line string) {
 	case goProgram:
 		module := map[string]string{
 			"etcd": "go.etcd.io/etcd/server/v3", "kubernetes": "k8s.io/kubernetes",
-			"cosign": "github.com/sigstore/cosign/v3", "pilot-agent": "istio.io/istio",
+			"cosign": "github.com/sigstore/cosign/v3", "pilot-agent": "istio.io/istio", "istio-ca": "istio.io/istio",
 		}[s.module]
 		return filepath.Join(s.module, "go.mod"), regexp.QuoteMeta(module + " " + t.Version)
 	case wheel:

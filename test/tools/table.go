@@ -45,6 +45,11 @@ var Table = []Tool{
 		source: goProgram{module: "pilot-agent", pkg: "istio.io/istio/pilot/cmd/pilot-agent"},
 	},
 	{
+		Name: "istio-ca", Version: "v0.0.0-20260827124520-eed52ebb66ad",
+		For:    "Istio's certificate authority, the measure of the load test",
+		source: goProgram{module: "istio-ca", pkg: "."},
+	},
+	{
 		Name: "kube-controller-manager", Version: kubeVersion,
 		For:    "garbage collection, default accounts, deletion of namespaces",
 		source: goProgram{module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/kube-controller-manager", ldflags: kubeVersions},

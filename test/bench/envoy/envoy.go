@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/hallmark-ca/hallmark/test/bench/port"
 	"github.com/hallmark-ca/hallmark/test/bench/proc"
 	"github.com/hallmark-ca/hallmark/test/tools"
@@ -177,6 +179,36 @@ func (e *Envoy) Said(text string) ([]string, error) {
 		if strings.Contains(line, text) {
 			lines = append(lines, line)
 		}
+	}
+	return lines, nil
+}
+
+// Streams counts the SDS streams that the Envoy has open: one for each secret.
+func (e *Envoy) Streams(ctx context.Context) (int, error) {
+	stats, err := e.Stats(ctx, ".control_plane.connected_state")
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for name, value := range stats {
+		if strings.HasPrefix(name, "sds.") {
+			n += int(value)
+		}
+	}
+	return n, nil
+}
+
+// Refusals returns what the Envoy was told, time after time, when a stream of
+// its own was ended or refused with the code.
+func (e *Envoy) Refusals(code codes.Code) ([]string, error) {
+	mark := fmt.Sprintf(" closed: %d, ", code)
+	lines, err := e.Said(mark)
+	if err != nil {
+		return nil, err
+	}
+	for i, line := range lines {
+		_, text, _ := strings.Cut(line, mark)
+		lines[i] = strings.TrimSuffix(text, "{via_upstream}")
 	}
 	return lines, nil
 }

@@ -263,7 +263,7 @@ func (m *Mesh) RunAs(ctx context.Context, name, account string, containers ...po
 // Identity is the pod's SPIFFE ID.
 func (p *Pod) Identity() string { return p.mesh.Identity(p.Account.Name) }
 
-// Envoy starts a sidecar of the pod. What cfg leaves out of Dir, Hallmark,
+// Envoy starts a sidecar of the pod, which is killed when ctx ends. What cfg leaves out of Dir, Hallmark,
 // Bundle and Token is filled in: the pod's own token, of an hour.
 func (p *Pod) Envoy(ctx context.Context, cfg envoy.Config) (*envoy.Envoy, error) {
 	m := p.mesh
