@@ -3,7 +3,6 @@ package sds
 import (
 	"strconv"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/hallmark-ca/hallmark/attest"
@@ -50,14 +49,6 @@ type node struct {
 	// plainRoots: the client has its SPIFFE validator turned off and wants roots
 	// alone.
 	plainRoots bool
-}
-
-func nodeOf(n *corev3.Node) node {
-	return node{
-		id:         attest.Escape(n.GetId()),
-		cluster:    attest.Escape(n.GetCluster()),
-		plainRoots: claims(n.GetMetadata().GetFields()["disable_spiffe_cert_validation"]),
-	}
 }
 
 // claims reads a boolean that may have been written as a string.

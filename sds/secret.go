@@ -14,7 +14,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -30,7 +29,7 @@ type SVID struct {
 	identity attest.Identity
 	version  string
 	ends     time.Time
-	encoded  encoded
+	encoded  []byte // without its name
 }
 
 // NewSVID checks that everything fits, because Envoy serves what it is given:
@@ -58,7 +57,7 @@ func NewSVID(identity attest.Identity, chain []byte, key crypto.Signer, bundle *
 	v.encoded, err = encode(&tlsv3.Secret{Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 		CertificateChain: inline(encodeCertificates(certs)),
 		PrivateKey:       inline(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
-	}}}, DefaultName)
+	}}})
 	if err != nil {
 		return nil, fmt.Errorf("encoding SVID: %w", err)
 	}
@@ -122,8 +121,8 @@ type Bundle struct {
 	version     string
 	ends        time.Time
 	roots       []*x509.Certificate
-	spiffe      encoded // for Envoy's SPIFFE validator
-	plain       encoded // roots alone
+	spiffe      []byte // without its name, for Envoy's SPIFFE validator
+	plain       []byte // likewise, roots alone
 }
 
 // NewBundle checks the roots of td, which are in PEM and in any order. Without a
@@ -167,14 +166,13 @@ func (b *Bundle) encode() error {
 	if err != nil {
 		return err
 	}
-	uri := "spiffe://" + b.trustDomain.String()
 	b.spiffe, err = encode(validation(&tlsv3.CertificateValidationContext{
 		CustomValidatorConfig: &corev3.TypedExtensionConfig{Name: "envoy.tls.cert_validator.spiffe", TypedConfig: validator},
-	}), RootsName, uri)
+	}))
 	if err != nil {
 		return err
 	}
-	b.plain, err = encode(validation(&tlsv3.CertificateValidationContext{TrustedCa: text}), RootsName, uri)
+	b.plain, err = encode(validation(&tlsv3.CertificateValidationContext{TrustedCa: text}))
 	return err
 }
 
@@ -184,47 +182,10 @@ func (b *Bundle) TrustDomain() attest.TrustDomain { return b.trustDomain }
 // Version is a short hash of the roots, the same everywhere.
 func (b *Bundle) Version() string { return b.version }
 
-// encoded is a secret in the wire format, without its name (which is another
-// for each alias), and whole for the names that nearly all ask for.
-type encoded struct {
-	tail  []byte
-	whole []named
-}
-
-type named struct {
-	name     string
-	resource *anypb.Any
-}
-
-// encode writes secret once, and whole for each of names.
-func encode(secret *tlsv3.Secret, names ...string) (encoded, error) {
-	tail, err := proto.MarshalOptions{Deterministic: true}.Marshal(secret)
-	if err != nil {
-		return encoded{}, err
-	}
-	e := encoded{tail: tail}
-	for _, name := range names {
-		e.whole = append(e.whole, named{name, e.named(name)})
-	}
-	// One copy of the tail is enough.
-	first := e.whole[0].resource.Value
-	e.tail = first[len(first)-len(tail):]
-	return e, nil
-}
-
-// named returns the secret under name. Fields of a message can stand in any
-// order and piece, so the name is written in front of the rest.
-func (e encoded) named(name string) *anypb.Any {
-	for _, n := range e.whole {
-		if n.name == name {
-			return n.resource
-		}
-	}
-	const nameField = 1
-	value := make([]byte, 0, len(name)+len(e.tail)+6)
-	value = protowire.AppendTag(value, nameField, protowire.BytesType)
-	value = protowire.AppendString(value, name)
-	return &anypb.Any{TypeUrl: TypeURL, Value: append(value, e.tail...)}
+// encode writes a secret without its name, which is another for each alias.
+// Fields of a message stand in any order, so a name can be put before it.
+func encode(secret *tlsv3.Secret) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.Marshal(secret)
 }
 
 func validation(c *tlsv3.CertificateValidationContext) *tlsv3.Secret {

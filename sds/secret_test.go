@@ -41,7 +41,7 @@ func TestNewSVIDRefuses(t *testing.T) {
 	}{
 		{"good", m.identity, chain, key, m.bundle(), time.Now(), ""},
 		{"another's key", m.identity, chain, catest.Key(t), m.bundle(), time.Now(), "not the certificate's"},
-		{"weak key", m.identity, chain, catest.Curve(t, elliptic.P224()), m.bundle(), time.Now(), "P-224"},
+		{"weak key", m.identity, chain, catest.Curve(t, elliptic.P224()), m.bundle(), time.Now(), "CSRKeyRefused"},
 		{"no key", m.identity, chain, nil, m.bundle(), time.Now(), "required"},
 		{"no bundle", m.identity, chain, key, nil, time.Now(), "required"},
 		{"another's identity", other, chain, key, m.bundle(), time.Now(), "the certificate names"},

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -40,7 +39,9 @@ type Config struct {
 	Now        func() time.Time
 }
 
-// Server serves SDS streams. DeltaSecrets and FetchSecrets answer Unimplemented.
+// Server serves SDS streams, on a gRPC server with the codec of sds/ra: requests
+// read themselves and responses are on the wire already. DeltaSecrets and
+// FetchSecrets answer Unimplemented.
 type Server struct {
 	secretv3.UnimplementedSecretDiscoveryServiceServer
 
@@ -164,21 +165,22 @@ func (s *Server) serve(ctx context.Context, rpc secretv3.SecretDiscoveryService_
 	}
 	defer holder.Close()
 	requests, done := make(chan received), make(chan struct{})
-	// Ends when the handler has returned, because Recv does.
+	// Ends when the handler has returned, because RecvMsg does.
 	go receive(rpc, requests, done)
 	defer close(done)
-	return newStream(s, holder, rpc.Send).run(ctx, requests)
+	return newStream(s, holder, rpc.SendMsg).run(ctx, requests)
 }
 
-// received is what one Recv returned.
+// received is what one RecvMsg returned.
 type received struct {
-	request *discoveryv3.DiscoveryRequest
+	request *request
 	err     error
 }
 
 func receive(rpc secretv3.SecretDiscoveryService_StreamSecretsServer, requests chan<- received, done <-chan struct{}) {
 	for {
-		r, err := rpc.Recv()
+		r := &request{}
+		err := rpc.RecvMsg(r)
 		select {
 		case requests <- received{r, err}:
 		case <-done:
@@ -190,7 +192,7 @@ func receive(rpc secretv3.SecretDiscoveryService_StreamSecretsServer, requests c
 	}
 }
 
-// endOf turns an error of Recv into the stream's end: nil where the client ended
+// endOf turns an error of RecvMsg into the stream's end: nil where the client ended
 // its side, a refusal where its message was at fault.
 func (st *stream) endOf(ctx context.Context, err error) error {
 	if errors.Is(err, io.EOF) {

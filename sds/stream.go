@@ -11,9 +11,6 @@ import (
 	"slices"
 	"time"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/types/known/anypb"
-
 	"github.com/hallmark-ca/hallmark/attest"
 )
 
@@ -29,7 +26,7 @@ type stream struct {
 	cfg     *Config
 	metrics *metrics
 	holder  Holder
-	send    func(*discoveryv3.DiscoveryResponse) error
+	send    func(any) error
 	drain   <-chan struct{} // nil once the stream knows
 
 	node    node
@@ -60,11 +57,11 @@ type subscription struct {
 
 // secret is what a subscription stands for at the moment.
 type secret struct {
-	resource *anypb.Any
+	resource [][]byte // on the wire, in pieces
 	version  string
 }
 
-func newStream(s *Server, holder Holder, send func(*discoveryv3.DiscoveryResponse) error) *stream {
+func newStream(s *Server, holder Holder, send func(any) error) *stream {
 	st := &stream{cfg: &s.cfg, metrics: s.metrics, holder: holder, send: send, drain: s.drain, opened: s.cfg.Now()}
 	if ends := holder.Expires(); !ends.IsZero() {
 		st.ends = ends.Add(-upTo(ends.Sub(st.opened) / endJitter))
@@ -163,34 +160,34 @@ func (st *stream) deadline() (time.Time, *attest.DenyError) {
 }
 
 // request takes in one request. An error ends the stream.
-func (st *stream) request(r *discoveryv3.DiscoveryRequest) *attest.DenyError {
+func (st *stream) request(r *request) *attest.DenyError {
+	if r.deny != nil {
+		return r.deny
+	}
 	first := !st.asked
-	if url := r.GetTypeUrl(); url != TypeURL && (url != "" || first) {
+	if url := r.typeURL; url != TypeURL && (url != "" || first) {
 		return attest.Deny(attest.RequestMalformed, "", "type URL %s", attest.Escape(url))
 	}
 	if first {
 		st.asked = true
 		// The only one that surely carries the Node. Its version and nonce are of
 		// another stream.
-		st.node = nodeOf(r.GetNode())
-		return st.subscribe(r.GetResourceNames())
+		st.node = r.node
+		return st.subscribe(r.names)
 	}
-	if r.GetResponseNonce() != st.nonce {
+	if r.nonce != st.nonce {
 		// The client has not seen the last response yet; when it has, it says
 		// again what it wants.
 		st.metrics.stale.Inc()
 		return nil
 	}
-	st.answer(r)
-	return st.subscribe(r.GetResourceNames())
+	st.answer(r.refusal)
+	return st.subscribe(r.names)
 }
 
-// answer takes in what the client says of the last response, once.
-func (st *stream) answer(r *discoveryv3.DiscoveryRequest) {
-	text := ""
-	if e := r.GetErrorDetail(); e != nil {
-		text = attest.Escape(fmt.Sprintf("code %d: %s", e.GetCode(), e.GetMessage()))
-	}
+// answer takes in what the client says of the last response, once: text is why
+// it refuses it, "" if it does not.
+func (st *stream) answer(text string) {
 	for _, sub := range st.carried {
 		word := "ack"
 		if text != "" {
@@ -266,15 +263,15 @@ func (st *stream) current(sub *subscription, now time.Time) (secret, bool) {
 	switch sub.topic {
 	case topicSVID:
 		if v := st.holder.SVID(); v != nil && now.Before(v.ends) {
-			return secret{v.encoded.named(sub.name), v.version}, true
+			return secret{resourceOf(sub.name, v.encoded), v.version}, true
 		}
 	case topicBundle:
 		if b := st.holder.Bundle(); b != nil && now.Before(b.ends) {
-			e := b.spiffe
+			tail := b.spiffe
 			if st.node.plainRoots {
-				e = b.plain
+				tail = b.plain
 			}
-			return secret{e.named(sub.name), b.version}, true
+			return secret{resourceOf(sub.name, tail), b.version}, true
 		}
 	}
 	return secret{}, false
@@ -314,14 +311,12 @@ func (st *stream) push() error {
 	// A nonce that nobody can guess: an answer shows that the response was read,
 	// so sending the next one finds room and does not block.
 	st.nonce = rand.Text()
-	response := &discoveryv3.DiscoveryResponse{TypeUrl: TypeURL, Nonce: st.nonce, VersionInfo: versionFor(secrets)}
 	for i, sub := range due {
-		response.Resources = append(response.Resources, secrets[i].resource)
 		sub.sent, sub.refused = secrets[i].version, ""
 		st.metrics.pushes.WithLabelValues(sub.topic.String()).Inc()
 	}
 	st.carried, st.dirtySince = due, time.Time{}
-	if err := st.send(response); err != nil {
+	if err := st.send(encodeResponse(versionFor(secrets), st.nonce, secrets)); err != nil {
 		return fmt.Errorf("sending secrets: %w", err)
 	}
 	return nil

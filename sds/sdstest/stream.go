@@ -7,6 +7,7 @@
 package sdstest
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -23,10 +24,11 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/hallmark-ca/hallmark/sds"
+	"github.com/hallmark-ca/hallmark/sds/ra"
 )
 
 // requestBuffer is how many requests a client can be ahead of the server.
@@ -34,7 +36,7 @@ const requestBuffer = 1024
 
 // Stream is one stream and the client's view of it.
 type Stream struct {
-	grpc.ServerStream // its methods that are not here are not called
+	secretv3.SecretDiscoveryService_StreamSecretsServer // its methods that are not here are not called
 
 	tb       testing.TB
 	now      func() time.Time
@@ -81,22 +83,32 @@ func Open(tb testing.TB, server secretv3.SecretDiscoveryServiceServer, token str
 // Context implements [grpc.ServerStream].
 func (s *Stream) Context() context.Context { return s.ctx }
 
-// Recv is the server's.
-func (s *Stream) Recv() (*discoveryv3.DiscoveryRequest, error) {
+// RecvMsg is the server's, with the codec of sds/ra.
+func (s *Stream) RecvMsg(m any) error {
 	select {
 	case r, ok := <-s.requests:
 		if !ok {
-			return nil, io.EOF
+			return io.EOF
 		}
-		return r, nil
+		data, err := proto.Marshal(r)
+		if err != nil {
+			return err
+		}
+		m.(ra.Decoder).Decode(data)
+		return nil
 	case <-s.ctx.Done():
-		return nil, s.ctx.Err()
+		return s.ctx.Err()
 	}
 }
 
-// Send is the server's. It fails the test where a response is one that no server
-// may send.
-func (s *Stream) Send(r *discoveryv3.DiscoveryResponse) error {
+// SendMsg is the server's, likewise. It fails the test where a response is one
+// that no server may send.
+func (s *Stream) SendMsg(m any) error {
+	r := &discoveryv3.DiscoveryResponse{}
+	if err := proto.Unmarshal(bytes.Join(m.(ra.Encoded), nil), r); err != nil {
+		s.tb.Errorf("decoding response: %v", err)
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
@@ -128,9 +140,9 @@ func (s *Stream) Send(r *discoveryv3.DiscoveryResponse) error {
 }
 
 // take holds a secret against what the client said before.
-func (s *Stream) take(secret *tlsv3.Secret, bytes string) {
+func (s *Stream) take(secret *tlsv3.Secret, text string) {
 	name := secret.GetName()
-	if s.refused[name] == bytes {
+	if s.refused[name] == text {
 		s.tb.Errorf("the bytes of %q were sent again after they were refused", name)
 	}
 	delete(s.refused, name)
