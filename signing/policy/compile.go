@@ -34,9 +34,11 @@ type compiler struct {
 	file     string
 	policy   string
 	problems []Problem
+	wrong    int // of these, without warnings
 }
 
 func (c *compiler) add(path, text, mend string) {
+	c.wrong++
 	c.problems = append(c.problems, Problem{File: c.file, Policy: c.policy, Path: path, Text: text, Mend: mend})
 }
 

@@ -73,7 +73,10 @@ var workloads = map[string]string{
 	"jobs": "batch", "cronjobs": "batch",
 }
 
+// matches compiles spec.match. Where it cannot be read which pods are meant, all
+// are.
 func (c *compiler) matches(raw []rawMatch) []match {
+	before := c.wrong
 	if len(raw) > maxMatches {
 		c.add("spec.match", fmt.Sprintf("there are %d entries, at most %d are allowed", len(raw), maxMatches), "split the policy")
 		return nil
@@ -99,6 +102,9 @@ func (c *compiler) matches(raw []rawMatch) []match {
 			c.warn(path+".selector", "it reads the pod's labels, and whoever writes the pod chooses them", "name images by globs where that must not be left to them")
 		}
 		all = append(all, match{selector: s})
+	}
+	if c.wrong > before {
+		return nil
 	}
 	return all
 }
