@@ -164,6 +164,7 @@ func accessIsUsed(ctx context.Context, t *testing.T, c *cluster.Cluster, objects
 		server := startServer(ctx, t, c, objects, "KUBE_FEATURE_WatchListClient="+streaming)
 		scene.issue(ctx, t, server)
 		scene.envoys(ctx, t, server)
+		scene.pilotAgent(ctx, t, server)
 		scene.disagree(ctx, t, server)
 		server.metricsAreThere(ctx, t)
 		server.stop(t)

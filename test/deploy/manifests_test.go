@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/hallmark-ca/hallmark/test/bench/cluster"
+	"github.com/hallmark-ca/hallmark/test/tools"
 )
 
 const (
@@ -158,6 +159,7 @@ func (w *warnings) HandleWarningHeaderWithContext(_ context.Context, _ int, _, t
 // TestInstallation installs Hallmark as docs/install.md does, on an API server
 // that keeps a record of who did what.
 func TestInstallation(t *testing.T) {
+	tools.Need(t, "envoy", "pilot-agent") // callers of its server
 	audit := newAudit(t)
 	c := cluster.ForTest(t, audit.args...)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)

@@ -38,7 +38,6 @@ import (
 	"github.com/hallmark-ca/hallmark/test/bench/pods"
 	"github.com/hallmark-ca/hallmark/test/bench/port"
 	"github.com/hallmark-ca/hallmark/test/bench/proc"
-	"github.com/hallmark-ca/hallmark/test/tools"
 )
 
 // within is how long anything here may take.
@@ -384,7 +383,6 @@ func (sc *scene) refused(ctx context.Context, t *testing.T, s *server, token, re
 // envoys starts a sidecar from each sample, which gets its identity.
 func (sc *scene) envoys(ctx context.Context, t *testing.T, s *server) {
 	t.Helper()
-	tools.Need(t, "envoy")
 	want := "spiffe://cluster.local/ns/" + sc.ns + "/sa/" + sc.sa
 	for _, sample := range []string{envoy.EnvoyGRPC, envoy.GoogleGRPC} {
 		_, token := sc.pod(ctx, t)
