@@ -1,0 +1,77 @@
+package serve
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hallmark-ca/hallmark/attest"
+	"github.com/hallmark-ca/hallmark/ca"
+	"github.com/hallmark-ca/hallmark/cmd/internal/config"
+)
+
+// NewLog is the server's own log.
+func NewLog(w io.Writer) *slog.Logger { return newLog(w, slog.LevelDebug) }
+
+// Unit is one part of a server.
+type Unit = unit
+
+// MakeUnit names a part.
+func MakeUnit(name string, run func(context.Context) error) Unit { return unit{name, run} }
+
+// RunUnits runs a server of these parts.
+func RunUnits(ctx context.Context, doors, workers, ledger []Unit) error {
+	g := &graph{base: testBase(time.Now), doors: doors, workers: workers, ledger: ledger}
+	return g.run(ctx)
+}
+
+func testBase(now func() time.Time) *base {
+	return &base{log: slog.New(slog.DiscardHandler), metrics: prometheus.NewRegistry(), feed: &attest.Feed{}, now: now}
+}
+
+// Condition names what readiness asks.
+func Condition(name string, ready func() error) condition { return condition{name, ready} }
+
+// Admin is the handler of metrics and health.
+func Admin(conditions ...condition) http.Handler {
+	return buildAdmin(testBase(time.Now), &config.Config{}, conditions).server.Handler
+}
+
+// Serving keeps our own certificate fresh.
+type Serving = servingCertificate
+
+// NewServing makes one for names of our own.
+func NewServing(authority *ca.Authority, names []string, now func() time.Time) (*Serving, error) {
+	return newServingCertificate(testBase(now), authority, config.Mesh{Names: names})
+}
+
+// Run, Get, Ready and First are the certificate's own.
+func (s *Serving) Run(ctx context.Context) error { return s.run(ctx) }
+
+// First is closed when there is a certificate.
+func (s *Serving) First() <-chan struct{} { return s.first }
+
+// Ready tells whether there is one that can be shown.
+func (s *Serving) Ready() error { return s.ready() }
+
+// Serial is that of the certificate that is shown now.
+func (s *Serving) Serial() string {
+	cert, err := s.get(nil)
+	if err != nil {
+		return ""
+	}
+	return cert.Leaf.SerialNumber.Text(16)
+}
+
+// RunBundleFile writes the authority's bundle to path until ctx ends.
+func RunBundleFile(ctx context.Context, authority *ca.Authority, path string) error {
+	p, err := buildPublish(testBase(time.Now), &config.Config{Bundle: path}, authority)
+	if err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
