@@ -13,8 +13,6 @@ import (
 	"istio.io/api/security/v1alpha1"
 
 	"github.com/hallmark-ca/hallmark/attest/attesttest"
-	"github.com/hallmark-ca/hallmark/ca/catest"
-	"github.com/hallmark-ca/hallmark/sds/istioca"
 	"github.com/hallmark-ca/hallmark/sds/ra"
 	"github.com/hallmark-ca/hallmark/sds/ra/ratest"
 )
@@ -43,25 +41,13 @@ func (r *registry) RegisterService(desc *grpc.ServiceDesc, _ any) {
 // the pod's own identity comes back.
 func FuzzCreateCertificate(f *testing.F) {
 	w := ratest.New(f, ratest.Config{RA: func(c *ra.Config) { c.CallerRate, c.CallerBurst = 1e9, 1e9 }})
-	service, err := istioca.New(istioca.Config{RA: w.RA, Registerer: w.Metrics})
-	if err != nil {
-		f.Fatal(err)
-	}
-	var r registry
-	service.Register(&r)
+	handler := handlerOf(f, w)
 	token := w.Cluster.Add(attesttest.Pod("shop", "web-1", "default", image))
 	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs("authorization", "Bearer "+token))
 	identity := w.Identity(f, "shop", "default")
-	for _, m := range []map[string]any{nil, {"CertSigner": ""}, {"ImpersonatedIdentity": identity.String()}, {"ImpersonatedIdentity": "spiffe://cluster.local/ns/shop/sa/admin"}} {
-		body, err := proto.Marshal(request(f, catest.CSR(f, catest.Key(f), identity), m))
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(body)
-	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		call := &oneCall{ctx: ctx, body: body}
-		if err := r.handler(nil, call); err != nil {
+		if err := handler(nil, call); err != nil {
 			if code := status.Code(ra.Status(err)); code != codes.InvalidArgument && code != codes.Unauthenticated {
 				t.Fatalf("refused by %v", err)
 			}

@@ -30,7 +30,7 @@ type Config struct {
 	Authority *ca.Authority
 	Refusals  interface{ Refuse(ledger.Refusal) } // the ledger
 	// Timeout bounds every answer: ztunnel waits for ever, one identity after
-	// the other. 5 s.
+	// the other. 5 s; at most as long as a grant lasts.
 	Timeout time.Duration
 	// InFlight bounds the certificates that are being made at once, 256: enough
 	// for the ledger to sync many together, few enough for each to be quick.
@@ -63,6 +63,9 @@ func New(cfg Config) (*RA, error) {
 	}
 	if cfg.Timeout < 0 || cfg.InFlight < 0 || cfg.Queue < 0 || cfg.CallerRate < 0 || cfg.CallerBurst < 0 {
 		return nil, errors.New("making registration authority: a limit is negative")
+	}
+	if cfg.Timeout > attest.GrantLifetime {
+		return nil, fmt.Errorf("making registration authority: a bound of %s on answers is longer than a grant lasts, %s", cfg.Timeout, attest.GrantLifetime)
 	}
 	cfg.Timeout = orDefault(cfg.Timeout, defaultTimeout)
 	cfg.InFlight = orDefault(cfg.InFlight, defaultInFlight)
