@@ -191,8 +191,7 @@ func (c *collection) candidates(l listing) []evidence.Descriptor {
 			continue
 		}
 		seen[d.Digest] = true
-		declared := strings.HasPrefix(d.ArtifactType, bundlePrefix)
-		if !declared && !undeclared(d.ArtifactType) {
+		if !strings.HasPrefix(d.ArtifactType, bundlePrefix) && !undeclared(d.ArtifactType) {
 			continue // an SBOM, a Helm chart: not ours
 		}
 		if !evidence.ValidDigest(d.Digest) {
@@ -200,9 +199,9 @@ func (c *collection) candidates(l listing) []evidence.Descriptor {
 			continue
 		}
 		switch note := d.Annotations[predicateNote]; {
-		case declared && note == signPredicate:
+		case note == signPredicate:
 			ranked[0] = append(ranked[0], d)
-		case note == "" || note == signPredicate:
+		case note == "":
 			ranked[1] = append(ranked[1], d)
 		default:
 			ranked[2] = append(ranked[2], d)
