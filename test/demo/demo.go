@@ -123,8 +123,7 @@ func (d *demo) identities(ctx context.Context) error {
 		if want := d.pods[name].Identity(); id.ID != want {
 			return fmt.Errorf("%s: its Envoy is %s, want %s", name, id.ID, want)
 		}
-		life := id.Leaf.NotAfter.Sub(time.Now()).Round(time.Minute)
-		d.screen.saw("%s's Envoy is %s, for %s, by %q", name, id.ID, strings.TrimSuffix(life.String(), "0s"), id.Leaf.Issuer.String())
+		d.screen.saw("%s's Envoy is %s, until %s, by %q", name, id.ID, id.Leaf.NotAfter.Local().Format(time.DateTime), id.Leaf.Issuer.String())
 	}
 	return nil
 }

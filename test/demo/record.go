@@ -125,6 +125,10 @@ func (d *demo) instruct() error {
 	if err := os.WriteFile(key, d.mesh.Key.PrivatePEM(), 0o600); err != nil {
 		return fmt.Errorf("writing the demo's key: %w", err)
 	}
+	program := filepath.Join(d.dir, "hallmark-cli")
+	if err := os.Symlink(h.Program(), program); err != nil {
+		return fmt.Errorf("linking the program: %w", err)
+	}
 	intruder := d.images["intruder"]
 	d.screen.say(`
 Everything runs until Ctrl-C. Things to try, in another terminal:
@@ -145,7 +149,7 @@ Everything runs until Ctrl-C. Things to try, in another terminal:
   kubectl -n demo get pods
   kubectl -n demo delete pod server --force  # its streams end, its identity is not renewed`,
 		d.envoys["client"].Outbound(), d.envoys["client"].AdminAddr(), h.MetricsAddr(),
-		h.Program(), h.State(), h.Program(), h.LogFile(),
+		program, h.State(), program, h.LogFile(),
 		key, intruder, d.envoys["intruder"].AdminAddr(), d.mesh.Cluster.Kubeconfig())
 	return nil
 }

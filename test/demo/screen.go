@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 )
 
@@ -44,10 +45,13 @@ func (s *screen) saw(format string, args ...any) {
 
 func (s *screen) say(format string, args ...any) { s.line(fmt.Sprintf(format, args...)) }
 
-// quote shows what a program printed.
+// digest is shown by its first characters, as people read it.
+var digest = regexp.MustCompile(`(sha256:[0-9a-f]{12})[0-9a-f]{52}`)
+
+// quote shows what a program printed, digests cut.
 func (s *screen) quote(text string) {
 	for line := range strings.SplitSeq(strings.TrimRight(text, "\n"), "\n") {
-		s.line("    " + line)
+		s.line("    " + digest.ReplaceAllString(line, "$1…"))
 	}
 }
 
