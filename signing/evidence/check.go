@@ -120,19 +120,7 @@ func (e *Evidence) checkSignatures() error {
 // Lists tells whether the subject is an index whose own manifest lists digest
 // as a child. It means something only where Check passed.
 func (e *Evidence) Lists(digest string) bool {
-	if !ValidDigest(digest) {
-		return false
-	}
-	m, err := ParseManifest(e.Manifests[e.Subject.Digest])
-	if err != nil {
-		return false
-	}
-	for _, c := range m.Children {
-		if c.Digest == digest {
-			return true
-		}
-	}
-	return false
+	return ValidDigest(digest) && e.children()[digest]
 }
 
 // HasConfig tells whether digest is that of the configuration of the subject,
@@ -142,8 +130,9 @@ func (e *Evidence) HasConfig(digest string) bool {
 	if !ValidDigest(digest) {
 		return false
 	}
+	listed := e.children()
 	for of, raw := range e.Manifests {
-		if of != e.Subject.Digest && !e.Lists(of) {
+		if of != e.Subject.Digest && !listed[of] {
 			continue
 		}
 		if m, err := ParseManifest(raw); err == nil && m.Config.Digest == digest {
@@ -151,6 +140,19 @@ func (e *Evidence) HasConfig(digest string) bool {
 		}
 	}
 	return false
+}
+
+// children are the digests that the subject's manifest lists.
+func (e *Evidence) children() map[string]bool {
+	m, err := ParseManifest(e.Manifests[e.Subject.Digest])
+	if err != nil {
+		return nil
+	}
+	set := make(map[string]bool, len(m.Children))
+	for _, c := range m.Children {
+		set[c.Digest] = true
+	}
+	return set
 }
 
 // Descriptor names content by its digest, as a manifest does.

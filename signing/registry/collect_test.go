@@ -180,14 +180,14 @@ func (r *rounds) hold(h http.Handler) http.Handler {
 		if r.gate == nil {
 			r.gate = make(chan struct{})
 			r.n++
-			r.timer = time.AfterFunc(100*time.Millisecond, func() {
+			r.timer = time.AfterFunc(300*time.Millisecond, func() {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				close(r.gate)
 				r.gate = nil
 			})
 		} else {
-			r.timer.Reset(100 * time.Millisecond)
+			r.timer.Reset(300 * time.Millisecond)
 		}
 		gate := r.gate
 		r.mu.Unlock()
