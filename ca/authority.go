@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -79,13 +80,24 @@ func (a *Authority) Subscribe(fn func(*Snapshot)) {
 }
 
 // Install puts s in force. Only ca/replica calls it, after what s rests on is
-// durable in the journal. A snapshot of a lower sequence is refused: the bundle
-// never goes back.
+// durable in the journal. The bundle never goes back, and never changes without
+// its sequence: consumers would keep the old one (SPIFFE Trust Domain and Bundle
+// section 4.1.1).
 func (a *Authority) Install(s *Snapshot) error {
+	if s == nil {
+		return errors.New("installing snapshot: there is none")
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if old := a.current.Load(); old != nil && old.sequence > s.sequence {
-		return fmt.Errorf("installing snapshot: sequence %d is below the current %d", s.sequence, old.sequence)
+	if old := a.current.Load(); old != nil {
+		switch {
+		case old.trustDomain != s.trustDomain:
+			return fmt.Errorf("installing snapshot: it is of trust domain %s, the current one of %s", s.trustDomain, old.trustDomain)
+		case old.sequence > s.sequence:
+			return fmt.Errorf("installing snapshot: sequence %d is below the current %d", s.sequence, old.sequence)
+		case old.sequence == s.sequence && !bytes.Equal(old.bundlePEM, s.bundlePEM):
+			return fmt.Errorf("installing snapshot: the bundle is another, and its sequence the same (%d)", s.sequence)
+		}
 	}
 	a.current.Store(s)
 	for _, fn := range a.subs {

@@ -32,7 +32,7 @@ var (
 	Issuing = AuthorityKind{"issuing CA", 0, x509.KeyUsageCertSign}
 )
 
-// Parent signs a CA certificate. The zero Certificate means self-signed.
+// Parent signs a CA certificate. No Certificate means self-signed.
 type Parent struct {
 	Certificate *x509.Certificate
 	Signer      crypto.Signer
@@ -44,6 +44,9 @@ type Parent struct {
 // O=<trust domain>, CN=Hallmark <kind> <first 8 hex digits of its key id>, so
 // that no two authorities share a name. It never outlives its parent.
 func Certify(kind AuthorityKind, td attest.TrustDomain, pub crypto.PublicKey, parent Parent, life time.Duration, now time.Time) (*x509.Certificate, error) {
+	if parent.Signer == nil || td.IsZero() || kind.name == "" {
+		return nil, errors.New("certifying authority: kind, trust domain and the parent's signer are all required")
+	}
 	key, err := encodeKey(pub)
 	if err != nil {
 		return nil, fmt.Errorf("certifying %s: %w", kind.name, err)
@@ -67,6 +70,9 @@ func Certify(kind AuthorityKind, td attest.TrustDomain, pub crypto.PublicKey, pa
 		KeyUsage: kind.keyUsage, CA: true, PathLen: kind.pathLen,
 	}
 	if up := parent.Certificate; up != nil {
+		if len(up.SubjectKeyId) == 0 {
+			return nil, fmt.Errorf("certifying %s: its parent has no subject key identifier", kind.name)
+		}
 		cert.Issuer, cert.AuthorityKeyID = up.RawSubject, up.SubjectKeyId
 		if cert.NotBefore.Before(up.NotBefore) {
 			cert.NotBefore = up.NotBefore

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rsa"
 	_ "crypto/sha256" // hashes of request signatures
 	_ "crypto/sha512"
@@ -87,17 +88,20 @@ func CheckCSR(csr []byte, identity attest.Identity) (crypto.PublicKey, error) {
 func CheckKey(pub crypto.PublicKey) error {
 	switch key := pub.(type) {
 	case *ecdsa.PublicKey:
-		if n := key.Curve.Params().BitSize; n < 256 {
-			return attest.Deny(attest.CSRKeyRefused, "", "ECDSA on %s", key.Curve.Params().Name)
+		switch key.Curve {
+		case elliptic.P256(), elliptic.P384(), elliptic.P521():
+			return nil
 		}
-		return nil
+		return attest.Deny(attest.CSRKeyRefused, "", "ECDSA on a curve other than P-256, P-384, P-521")
 	case *rsa.PublicKey:
 		if n := key.N.BitLen(); n < 2048 || n > 4096 || key.E < 65537 {
 			return attest.Deny(attest.CSRKeyRefused, "", "RSA of %d bits with e = %d", n, key.E)
 		}
 		return nil
 	case ed25519.PublicKey:
-		return nil
+		if len(key) == ed25519.PublicKeySize {
+			return nil
+		}
 	}
 	return attest.Deny(attest.CSRKeyRefused, "", "key of type %T", pub)
 }
@@ -121,7 +125,6 @@ func parseCSR(der []byte) (*request, error) {
 		algorithm, subject     cryptobyte.String
 		spki, attributes       cryptobyte.String
 		version                int64
-		hasAttributes          bool
 		bits                   asn1.BitString
 	)
 	in := cryptobyte.String(der)
@@ -135,7 +138,7 @@ func parseCSR(der []byte) (*request, error) {
 	body = info
 	if !body.ReadASN1(&body, cbasn1.SEQUENCE) || !body.ReadASN1Integer(&version) || version != 0 ||
 		!body.ReadASN1(&subject, cbasn1.SEQUENCE) || !body.ReadASN1Element(&spki, cbasn1.SEQUENCE) ||
-		!body.ReadOptionalASN1(&attributes, &hasAttributes, cbasn1.Tag(0).Constructed().ContextSpecific()) || !body.Empty() {
+		!body.ReadASN1(&attributes, cbasn1.Tag(0).Constructed().ContextSpecific()) || !body.Empty() {
 		return nil, malformed("not a CertificationRequestInfo")
 	}
 	req.info, req.key, req.algorithm, req.signature = info, spki, algorithm, bits.RightAlign()

@@ -114,6 +114,9 @@ func (a *Authority) validity(now time.Time, snap *Snapshot, req Request, provisi
 	}
 	if v.NotAfter.Equal(snap.issuer.NotAfter) {
 		a.clipped.Inc()
+		snap.clipped.Do(func() {
+			a.cfg.Log.Warn("leaves end with their issuing CA: it should have been renewed by now", "authority", snap.AuthorityID(), "notAfter", snap.issuer.NotAfter)
+		})
 	}
 	return v, nil
 }

@@ -26,6 +26,27 @@ type Serving struct {
 	Lifetime time.Duration
 }
 
+// check wants names of hosts (RFC 1123 section 2.1, in lower case) and
+// addresses, so that nothing that looks like an identity gets in by this way.
+func (s Serving) check() error {
+	if len(s.DNS)+len(s.IPs) == 0 {
+		return errors.New("no names")
+	}
+	for _, name := range s.DNS {
+		for label := range strings.SplitSeq(name, ".") {
+			if len(label) > 63 || len(name) > 253 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || strings.Trim(label, "-") != label || label == "" {
+				return fmt.Errorf("%q is no name of a host", name)
+			}
+		}
+	}
+	for _, ip := range s.IPs {
+		if ip.To16() == nil {
+			return fmt.Errorf("address %q has %d bytes", ip, len(ip))
+		}
+	}
+	return nil
+}
+
 // Mint makes a serving certificate for a key of our own, under the current
 // snapshot and recorded as every other.
 func (a *Authority) Mint(ctx context.Context, names Serving, pub crypto.PublicKey) (*Issued, error) {
@@ -33,8 +54,8 @@ func (a *Authority) Mint(ctx context.Context, names Serving, pub crypto.PublicKe
 	if snap == nil {
 		return nil, errors.New("minting serving certificate: no snapshot is installed")
 	}
-	if len(names.DNS)+len(names.IPs) == 0 {
-		return nil, errors.New("minting serving certificate: no names")
+	if err := names.check(); err != nil {
+		return nil, fmt.Errorf("minting serving certificate: %w", err)
 	}
 	validity, err := a.validity(a.cfg.Now(), snap, Request{Lifetime: names.Lifetime}, false)
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 )
 
 // SnapshotConfig is what a snapshot is made of. Chain is the issuing CA first,
-// then every CA below the root; a root that signs leaves itself is not part of
-// it. Roots are all that are trusted, in any order.
+// then every CA below the root, which is not part of it. Roots are all that are
+// trusted, in any order.
 type SnapshotConfig struct {
 	TrustDomain attest.TrustDomain
 	Sequence    uint64
@@ -41,13 +41,15 @@ type Snapshot struct {
 	tailPEM     []byte // chainPEM in one piece, what follows each leaf
 	roots       []*x509.Certificate
 	bundlePEM   []byte
-	shapes      sync.Map // shape → struct{}: what the slow lints have passed under this issuer
+	shapes      sync.Map  // shape → struct{}: what the slow lints have passed under this issuer
+	clipped     sync.Once // the log was told that leaves end with the issuer
 }
 
 // NewSnapshot verifies cfg as a whole, because a mesh notices nothing until
 // each of its handshakes fails: the signer's key is the issuer's, the chain
-// leads to a root of the bundle at now, and no two roots share a Subject (Go
-// and rustls give up after 100 signature checks among issuers of one name).
+// leads in its order to a root of the bundle at now, and no two authorities
+// share a Subject (Go and rustls give up after 100 signature checks among
+// issuers of one name).
 func NewSnapshot(cfg SnapshotConfig, now time.Time) (*Snapshot, error) {
 	if len(cfg.Chain) == 0 || len(cfg.Roots) == 0 || cfg.Signer == nil || cfg.TrustDomain.IsZero() {
 		return nil, errors.New("making snapshot: trust domain, signer, chain and roots are all required")
@@ -79,25 +81,33 @@ func NewSnapshot(cfg SnapshotConfig, now time.Time) (*Snapshot, error) {
 func (s *Snapshot) verify(chain []*x509.Certificate, now time.Time) error {
 	pool, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	names := map[string]bool{}
-	for _, root := range s.roots {
-		if names[string(root.RawSubject)] {
-			return fmt.Errorf("two roots are named %q", root.Subject)
+	for _, cert := range slices.Concat(s.roots, chain) {
+		if names[string(cert.RawSubject)] {
+			return fmt.Errorf("two authorities are named %q", cert.Subject)
 		}
-		names[string(root.RawSubject)] = true
+		names[string(cert.RawSubject)] = true
+		if !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0 || len(cert.SubjectKeyId) == 0 {
+			return fmt.Errorf("%q is no CA that may sign", cert.Subject)
+		}
+	}
+	for _, root := range s.roots {
 		pool.AddCert(root)
 	}
 	for _, cert := range chain[1:] {
 		intermediates.AddCert(cert)
 	}
-	if !s.issuer.IsCA || s.issuer.KeyUsage&x509.KeyUsageCertSign == 0 || len(s.issuer.SubjectKeyId) == 0 {
-		return fmt.Errorf("%q is no CA that may sign", s.issuer.Subject)
-	}
 	chains, err := s.issuer.Verify(x509.VerifyOptions{Roots: pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	if err != nil {
 		return fmt.Errorf("chain does not lead to the bundle: %w", err)
 	}
-	s.root = chains[0][len(chains[0])-1]
-	return nil
+	for _, found := range chains {
+		below, root := found[:len(found)-1], found[len(found)-1]
+		if slices.EqualFunc(below, chain, (*x509.Certificate).Equal) {
+			s.root = root
+			return nil
+		}
+	}
+	return errors.New("chain holds a certificate that does not lead to the root, or lacks order")
 }
 
 // TrustDomain returns whose bundle this is.

@@ -82,7 +82,7 @@ type Validity struct{ NotBefore, Issued, NotAfter time.Time }
 // that a client computes, half of (notAfter − notBefore), has passed already.
 func (l *Leaf) Validity(now time.Time, ask Ask) (Validity, error) {
 	issued := now.UTC().Truncate(time.Second)
-	floor := max(l.cfg.Min, ask.Floor)
+	floor := min(max(l.cfg.Min, ask.Floor), l.cfg.Max)
 	if l.cfg.UnsafeShort {
 		floor = l.cfg.Min
 	}

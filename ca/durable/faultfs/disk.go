@@ -94,8 +94,14 @@ func New() *Disk {
 	return d
 }
 
-// Memory returns an empty disk that records nothing: for benchmarks.
-func Memory() *Disk { return newDisk(newState()) }
+// Memory returns an empty disk that records nothing and has no cuts: for
+// benchmarks, and for tests of what is not about failures. A file that is
+// replaced or removed is gone also for those who have it open.
+func Memory() *Disk {
+	s := newState()
+	s.plain = true
+	return newDisk(s)
+}
 
 func newDisk(s *state) *Disk {
 	return &Disk{now: s, base: s.clone(), locks: map[string]bool{}}

@@ -18,6 +18,7 @@ type state struct {
 	names   map[string]int
 	durable map[string]int
 	changes []change // of names, not yet durable, in order
+	plain   bool     // nobody will cut the power: only what is live is kept
 }
 
 // change is one change of names.
@@ -49,7 +50,7 @@ func newState() *state {
 func (s *state) clone() *state {
 	c := &state{
 		inodes: make(map[int]*inode, len(s.inodes)), next: s.next, dirs: maps.Clone(s.dirs),
-		names: maps.Clone(s.names), durable: maps.Clone(s.durable), changes: slices.Clone(s.changes),
+		names: maps.Clone(s.names), durable: maps.Clone(s.durable), changes: slices.Clone(s.changes), plain: s.plain,
 	}
 	for n, i := range s.inodes {
 		d := &inode{live: slices.Clone(i.live), disk: slices.Clone(i.disk), sizes: slices.Clone(i.sizes), sectors: make(map[int]*sector, len(i.sectors))}
@@ -84,15 +85,33 @@ func (s *state) apply(e entry) {
 			s.dirs[dir] = true
 		}
 	case Write:
-		s.inodes[e.inode].write(e.data, int(e.Offset))
+		s.inodes[e.inode].write(e.data, int(e.Offset), s.plain)
 	case Sync:
-		s.inodes[e.inode].sync(e.failed)
+		if !s.plain {
+			s.inodes[e.inode].sync(e.failed)
+		}
 	}
 }
 
 func (s *state) rename(c change) {
 	c.apply(s.names)
+	if s.plain {
+		s.forget(c)
+		return
+	}
 	s.changes = append(s.changes, c)
+}
+
+// forget frees the files that have no name any more.
+func (s *state) forget(c change) {
+	for n, i := range s.inodes {
+		if n != c.inode && !slices.Contains(slices.Collect(maps.Values(s.names)), n) {
+			i.live = nil
+		}
+	}
+	if c.kind == Remove {
+		s.inodes[c.inode].live = nil
+	}
 }
 
 // dir returns the folder whose sync makes the change durable.
@@ -112,16 +131,21 @@ func (c change) apply(names map[string]int) {
 	}
 }
 
-func (i *inode) write(data []byte, at int) {
+func (i *inode) write(data []byte, at int, plain bool) {
 	if len(data) == 0 {
 		return
 	}
 	end := at + len(data)
 	if end > len(i.live) {
 		i.live = append(i.live, make([]byte, end-len(i.live))...)
-		i.sizes = append(i.sizes, end)
+		if !plain {
+			i.sizes = append(i.sizes, end)
+		}
 	}
 	copy(i.live[at:], data)
+	if plain {
+		return
+	}
 	for n := at / SectorSize; n <= (end-1)/SectorSize; n++ {
 		sec := i.sectors[n]
 		if sec == nil {
