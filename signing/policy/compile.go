@@ -122,7 +122,7 @@ func (c *compiler) unreadable(ordinal int, content []byte, err error) (*Policy, 
 	name, _ := names.Metadata.Name.(string)
 	p := &Policy{file: c.file, name: c.name(ordinal, name)}
 	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
-		c.add(wrong.Field, "it is a "+wrong.Value+", and a "+wrong.Type.Kind().String()+" is wanted", "correct the value")
+		c.add(wrong.Field, "it is a "+wrong.Value+", and a "+wrong.Type.Kind().String()+" is wanted", "correct the value; a text that looks like a number or a boolean (n, on, 1.0) needs quotes")
 	} else {
 		c.add("", err.Error(), "correct the YAML")
 	}

@@ -63,9 +63,15 @@ func until(t *testing.T, what string, holds func() bool) {
 	}
 }
 
+// write puts a file in place at once: readings as close together as these could
+// find it half written twice.
 func write(t *testing.T, dir, name, text string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+	temp := filepath.Join(dir, "."+name)
+	if err := os.WriteFile(temp, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(temp, filepath.Join(dir, name)); err != nil {
 		t.Fatal(err)
 	}
 }

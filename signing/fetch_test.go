@@ -1,0 +1,372 @@
+package signing_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ca/hallmark/attest"
+	"github.com/hallmark-ca/hallmark/signing"
+	"github.com/hallmark-ca/hallmark/signing/evidence"
+)
+
+// clock is a gate's time, moved by hand.
+type clock struct {
+	mu  sync.Mutex // guards now
+	now time.Time
+}
+
+func newClock() *clock { return &clock{now: time.Now()} }
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+func (c *clock) use(cfg *signing.Config) { cfg.Now = c.Now }
+
+// landed waits until the evidence is in the store, and the fetch is over.
+func landed(t testing.TB, g *gate, all ...*evidence.Evidence) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	end := time.After(10 * time.Second)
+	for _, e := range all {
+		for {
+			if _, ok := g.store.Get(e.Subject); ok && g.metric(t, "hallmark_image_fetches_under_way") == 0 {
+				break
+			}
+			select {
+			case <-tick.C:
+			case <-end:
+				t.Fatalf("the evidence of %s never came", e.Subject)
+			}
+		}
+	}
+}
+
+// metric returns the sum of a metric over all labels.
+func (g *gate) metric(t testing.TB, name string) float64 {
+	t.Helper()
+	families, err := g.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name {
+				sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			}
+		}
+	}
+	return sum
+}
+
+func newGateConfig(t *testing.T) signing.Config {
+	t.Helper()
+	var cfg signing.Config
+	newGate(t, newCollector(), signedBy(newSigner()), func(c *signing.Config) { cfg = *c })
+	cfg.Registerer = nil
+	return cfg
+}
+
+// A hundred pods of one image cause one fetch.
+func TestFetchJoins(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	e := image("a", s)
+	registry := newCollector(e)
+	release := registry.block("")
+	g := newGate(t, registry, signedBy(s))
+	var checks sync.WaitGroup
+	for range 100 {
+		checks.Go(func() {
+			found, refusal := g.check(t, pod(pinned(e)))
+			if refusal != nil || found[0].Verdict != attest.VerdictPass {
+				t.Errorf("%v %+v", refusal, found)
+			}
+		})
+	}
+	<-registry.arrived
+	release()
+	checks.Wait()
+	if n := registry.total(); n != 1 {
+		t.Errorf("%d fetches, want 1", n)
+	}
+}
+
+// The answer is there within the request's bound; the fetch goes on, and the
+// retry finds it ready.
+func TestFetchGoesOn(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	e := image("a", s)
+	registry := newCollector(e)
+	release := registry.block("")
+	g := newGate(t, registry, signedBy(s))
+	for name, bound := range map[string]func() (context.Context, context.CancelFunc){
+		"deadline": func() (context.Context, context.CancelFunc) {
+			return context.WithTimeout(context.Background(), 300*time.Millisecond)
+		},
+		"left": func() (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			return ctx, cancel
+		},
+		"no margin": func() (context.Context, context.CancelFunc) {
+			return context.WithTimeout(context.Background(), time.Millisecond)
+		},
+	} {
+		ctx, cancel := bound()
+		start := time.Now()
+		_, err := g.Check(ctx, []*attest.Pod{pod(pinned(e))})
+		cancel()
+		if err == nil || attest.DenialOf(err).Reason != attest.EvidencePending {
+			t.Errorf("%s: %v", name, err)
+		}
+		if took := time.Since(start); took > 280*time.Millisecond {
+			t.Errorf("%s: answered after %s", name, took)
+		}
+	}
+	<-registry.arrived
+	release()
+	landed(t, g, e)
+	found, refusal := g.check(t, pod(pinned(e)))
+	wantPass(t, found, refusal)
+	if n := registry.total(); n != 1 {
+		t.Errorf("%d fetches, want 1", n)
+	}
+}
+
+// Without a deadline of the caller's the gate has its own.
+func TestFetchOwnBound(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	e := image("a", s)
+	registry := newCollector(e)
+	defer registry.block("")()
+	g := newGate(t, registry, signedBy(s), func(c *signing.Config) { c.Wait = 20 * time.Millisecond })
+	_, err := g.Check(context.Background(), []*attest.Pod{pod(pinned(e))})
+	if err == nil || attest.DenialOf(err).Reason != attest.EvidencePending {
+		t.Error(err)
+	}
+}
+
+// A refusal holds for 10 s, however often it is asked; then the registry is
+// asked again, and what was signed meanwhile passes.
+func TestFetchAfterRefusal(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	bare, signed := image("a"), image("a", s)
+	registry := newCollector(bare)
+	clock := newClock()
+	g := newGate(t, registry, signedBy(s), clock.use)
+	for range 50 {
+		_, refusal := g.check(t, pod(pinned(bare)))
+		wantReason(t, refusal, attest.ImageUnsigned)
+	}
+	if n := registry.total(); n != 1 {
+		t.Errorf("%d fetches, want 1", n)
+	}
+	registry.push(signed)
+	clock.advance(9 * time.Second)
+	_, refusal := g.check(t, pod(pinned(bare)))
+	wantReason(t, refusal, attest.ImageUnsigned)
+	clock.advance(2 * time.Second)
+	found, refusal := g.check(t, pod(pinned(bare)))
+	wantPass(t, found, refusal)
+	if n := registry.total(); n != 2 {
+		t.Errorf("%d fetches, want 2", n)
+	}
+	// From here on nothing is asked any more, but once a day.
+	clock.advance(23 * time.Hour)
+	found, refusal = g.check(t, pod(pinned(bare)))
+	wantPass(t, found, refusal)
+	if n := registry.total(); n != 2 {
+		t.Errorf("%d fetches, want 2", n)
+	}
+}
+
+// A refusal stands on evidence while the registry is away: a fault does not
+// turn it into something else.
+func TestFetchRefusalStands(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	bare := image("a")
+	clock := newClock()
+	g := newGate(t, newCollector(bare), signedBy(s), clock.use)
+	_, refusal := g.check(t, pod(pinned(bare)))
+	wantReason(t, refusal, attest.ImageUnsigned)
+	g.registry.fail(away)
+	clock.advance(time.Minute)
+	_, refusal = g.check(t, pod(pinned(bare)))
+	wantReason(t, refusal, attest.ImageUnsigned)
+}
+
+// The registry away and the server restarted: digests with evidence pass, new
+// ones are refused with their own reason.
+func TestFetchRestart(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	child, config := manifest("arm")
+	manifests := [][]byte{index(child), child}
+	idx := collected(repo, manifests, s.bundle(evidence.DigestOf(manifests[0])))
+	old := image("old", s)
+	registry := newCollector(old, idx)
+	dir := t.TempDir()
+	g := newGateIn(t, dir, registry, signedBy(s))
+	running := func() *attest.Pod {
+		return pod(pinned(old), runs(repo+":v1", old.Subject.String()), runs(idx.Subject.String(), repo+"@"+evidence.DigestOf(child)), runs(idx.Subject.String(), config))
+	}
+	found, refusal := g.check(t, running())
+	wantPass(t, found, refusal)
+	g.stop()
+
+	registry.fail(away)
+	asked := registry.total()
+	g = newGateIn(t, dir, registry, signedBy(s))
+	found, refusal = g.check(t, running())
+	wantPass(t, found, refusal)
+	if n := registry.total(); n != asked {
+		t.Errorf("%d questions to the registry", n-asked)
+	}
+	_, refusal = g.check(t, pod(pinned(image("new", s))))
+	wantReason(t, refusal, attest.RegistryAway)
+	_, refusal = g.check(t, pod(runs(repo+":v1", "")))
+	wantReason(t, refusal, attest.RegistryAway)
+	// A policy edit beside it needs no registry either.
+	g.set.Store(compile(cip("signed", "ghcr.io/org/**", authorities(byKey("next", newSigner()), byKey("release", s)))))
+	found, refusal = g.check(t, running())
+	wantPass(t, found, refusal)
+}
+
+// So many questions at once, so many of one registry, so many in all; one
+// registry that hangs holds up no other.
+func TestFetchBounds(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	elsewhere := collected("quay.io/org/app", [][]byte{must2(manifest("a"))}, s.bundle(image("a").Subject.Digest))
+	registry := newCollector(elsewhere)
+	var many []*evidence.Evidence
+	for i := range 30 {
+		e := image(fmt.Sprint(i), s)
+		registry.push(e)
+		many = append(many, e)
+	}
+	release := registry.block(repo)
+	g := newGate(t, registry, compile(cip("signed", "**", authorities(byKey("release", s)))), func(c *signing.Config) {
+		c.Parallel, c.Queue, c.Wait = 4, 20, 10*time.Millisecond
+	})
+	reasons := map[attest.Reason]int{}
+	for _, e := range many {
+		_, refusal := g.check(t, pod(pinned(e)))
+		if refusal == nil {
+			t.Fatal("passed without evidence")
+		}
+		reasons[refusal.Reason]++
+	}
+	if reasons[attest.EvidencePending] != 20 || reasons[attest.Overloaded] != 10 {
+		t.Errorf("%v, want 20 pending and 10 overloaded", reasons)
+	}
+	release()
+	for i := 0; ; i++ {
+		_, refusal := g.check(t, pod(pinned(many[i%30])))
+		if refusal == nil && i >= 30 {
+			break
+		}
+	}
+	if most := registry.mostBusy.Load(); most > 2 {
+		t.Errorf("%d questions to one registry at once, want 2", most)
+	}
+
+	release = registry.block(repo)
+	defer release()
+	for i := range 10 {
+		fresh := image(fmt.Sprint("fresh", i), s)
+		_, refusal := g.check(t, pod(pinned(fresh)))
+		wantReason(t, refusal, attest.EvidencePending)
+	}
+	found, refusal := g.check(t, pod(pinned(elsewhere)))
+	for refusal != nil && refusal.Reason == attest.EvidencePending {
+		found, refusal = g.check(t, pod(pinned(elsewhere)))
+	}
+	wantPass(t, found, refusal)
+}
+
+// A disk that takes nothing costs the memory of a restart, and no pod its
+// identity.
+func TestFetchDiskFull(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	e := image("a", s)
+	g := newGate(t, newCollector(e), signedBy(s))
+	if err := os.RemoveAll(g.dir); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		found, refusal := g.check(t, pod(pinned(e)))
+		wantPass(t, found, refusal)
+	}
+	g.set.Store(compile(cip("other", "**", authorities(byKey("release", s)))))
+	found, refusal := g.check(t, pod(pinned(e)))
+	wantPass(t, found, refusal)
+	if n := g.registry.total(); n != 1 {
+		t.Errorf("%d fetches, want 1", n)
+	}
+}
+
+// Evidence on disk is believed as little as a registry: what was changed there
+// is fetched anew.
+func TestFetchTamperedDisk(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	e := image("a", s)
+	dir := t.TempDir()
+	registry := newCollector(e)
+	g := newGateIn(t, dir, registry, signedBy(s))
+	found, refusal := g.check(t, pod(pinned(e)))
+	wantPass(t, found, refusal)
+	g.stop()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Fatal(entries, err)
+	}
+	if err := os.WriteFile(dir+"/"+entries[0].Name(), []byte(`{"version":1}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	registry.push(image("a")) // and the registry has no signature any more
+	g = newGateIn(t, dir, registry, signedBy(s))
+	_, refusal = g.check(t, pod(pinned(e)))
+	wantReason(t, refusal, attest.ImageUnsigned)
+}
+
+// What waits when the gate stops is told so.
+func TestFetchStop(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	e := image("a", s)
+	registry := newCollector(e)
+	defer registry.block("")()
+	g := newGate(t, registry, signedBy(s))
+	answer := make(chan *attest.DenyError, 1)
+	go func() {
+		_, refusal := g.check(t, pod(pinned(e)))
+		answer <- refusal
+	}()
+	<-registry.arrived
+	g.stop()
+	if refusal := <-answer; refusal == nil || refusal.Reason.Kind() != attest.KindUnavailable {
+		t.Errorf("%v", refusal)
+	}
+}
