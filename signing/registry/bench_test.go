@@ -49,12 +49,11 @@ type bench struct {
 	host string
 	repo name.Repository
 
-	mu       sync.Mutex // guards lies, front, log and seen
-	lies     map[string]http.HandlerFunc
-	front    func(http.Handler) http.Handler
-	log      []string
-	seen     []http.Header
-	referred []v1.Descriptor
+	mu    sync.Mutex // guards lies, front, log and seen
+	lies  map[string]http.HandlerFunc
+	front func(http.Handler) http.Handler
+	log   []string
+	seen  []http.Header
 }
 
 func newBench(t *testing.T, referrers bool) *bench {
@@ -67,7 +66,7 @@ func newBench(t *testing.T, referrers bool) *bench {
 		b.seen = append(b.seen, r.Header.Clone())
 		lie, front := b.lies[r.URL.Path], b.front
 		b.mu.Unlock()
-		var h http.Handler = truth
+		h := truth
 		if lie != nil {
 			h = lie
 		}
