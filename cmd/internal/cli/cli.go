@@ -76,7 +76,7 @@ arguments.`,
 	}
 	group(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(initCommand(), serveCommand(), ledgerCommand(), reasonsCommand(), versionCommand())
+	root.AddCommand(initCommand(), serveCommand(), bundleCommand(), ledgerCommand(), reasonsCommand(), versionCommand())
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root
 }

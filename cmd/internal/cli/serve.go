@@ -1,6 +1,11 @@
 package cli
 
 import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ca/hallmark/cmd/internal/serve"
@@ -9,6 +14,7 @@ import (
 func serveCommand() *cobra.Command {
 	var p place
 	var check bool
+	var output string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the certificate authority",
@@ -20,7 +26,8 @@ on is probed (Kubernetes API and permissions, state directory, keys, policies,
 addresses), every problem is listed with what mends it, and the exit code is 1 if
 there is any. A server that runs on the same state does not mind.`,
 		Example: `  hallmark serve --state /var/lib/hallmark
-  hallmark serve --config /etc/hallmark/hallmark.yaml --check`,
+  hallmark serve --config /etc/hallmark/hallmark.yaml --check
+  hallmark serve --check -o json`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := p.load(cmd)
@@ -30,14 +37,39 @@ there is any. A server that runs on the same state does not mind.`,
 			if !check {
 				return serve.Run(cmd.Context(), cfg, cmd.ErrOrStderr())
 			}
-			ok, err := serve.Check(cmd.Context(), cfg, cmd.OutOrStdout())
-			if err == nil && !ok {
-				err = errFound
-			}
-			return err
+			return printFindings(cmd.OutOrStdout(), output, serve.Check(cmd.Context(), cfg))
 		},
 	}
 	p.addConfig(cmd)
 	cmd.Flags().BoolVar(&check, "check", false, "validate and probe, serve nothing")
+	addOutput(cmd, &output, "text", "json")
 	return cmd
+}
+
+// marks are shown before the findings of a check.
+var marks = map[string]string{"ok": "✓", "warning": "!", "wrong": "✗"}
+
+func printFindings(w io.Writer, format string, findings []serve.Finding) error {
+	wrong := slices.ContainsFunc(findings, func(f serve.Finding) bool { return f.State == "wrong" })
+	if format == "json" {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(findings); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range findings {
+			text := fmt.Sprintf("%s %s: %s\n", marks[f.State], f.What, f.Text)
+			if f.Mend != "" {
+				text += "    mend: " + f.Mend + "\n"
+			}
+			if _, err := io.WriteString(w, text); err != nil {
+				return err
+			}
+		}
+	}
+	if wrong {
+		return errFound
+	}
+	return nil
 }

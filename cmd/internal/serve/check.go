@@ -2,7 +2,6 @@ package serve
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"time"
@@ -18,14 +17,23 @@ const checkTime = 30 * time.Second
 type finding struct {
 	what string // what was looked at
 	note string // what is there, where nothing is wrong
+	warn string // what works, and may not be what was meant
 	err  error  // what is wrong
 	mend string
 }
 
-// Check builds the graph, probes what it rests on, writes a line for each thing
-// looked at, and reports whether all is well. It changes nothing, and a server
-// that runs on the same state does not notice.
-func Check(ctx context.Context, cfg *config.Config, w io.Writer) (bool, error) {
+// Finding is what [Check] found of one thing.
+type Finding struct {
+	What  string `json:"what"`
+	State string `json:"state"` // ok, warning or wrong
+	Text  string `json:"text"`
+	Mend  string `json:"mend,omitempty"`
+}
+
+// Check builds the graph, probes what it rests on, and returns a finding for
+// each thing looked at. It changes nothing, and a server that runs on the same
+// state does not notice.
+func Check(ctx context.Context, cfg *config.Config) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	b := newBase(state.Dir(cfg.State), newLog(io.Discard, slog.LevelError), true)
@@ -36,18 +44,16 @@ func Check(ctx context.Context, cfg *config.Config, w io.Writer) (bool, error) {
 		found = append(found, finding{what: "parts", err: err, mend: "see what the line says"})
 	}
 	found = append(found, probe(ctx, g, cfg)...)
-	ok := true
-	for _, f := range found {
-		var err error
-		if f.err != nil {
-			ok = false
-			_, err = fmt.Fprintf(w, "✗ %s: %v\n    mend: %s\n", f.what, f.err, f.mend)
-		} else {
-			_, err = fmt.Fprintf(w, "✓ %s: %s\n", f.what, f.note)
-		}
-		if err != nil {
-			return false, err
+	out := make([]Finding, len(found))
+	for i, f := range found {
+		switch {
+		case f.err != nil:
+			out[i] = Finding{f.what, "wrong", f.err.Error(), f.mend}
+		case f.warn != "":
+			out[i] = Finding{f.what, "warning", f.warn, f.mend}
+		default:
+			out[i] = Finding{f.what, "ok", f.note, ""}
 		}
 	}
-	return ok, nil
+	return out
 }

@@ -85,7 +85,7 @@ func (p *imageParts) findings(cfg *config.Config) []finding {
 		f := finding{what: what, mend: problem.Mend}
 		problem.Mend = "" // it has a line of its own
 		if problem.Warning {
-			f.note = fmt.Sprintf("%s (%s)", problem, f.mend)
+			f.warn = problem.String()
 		} else {
 			f.err = fmt.Errorf("%s; it denies what it names", problem)
 		}
