@@ -14,9 +14,10 @@ import (
 const (
 	// touchEvery is how often the store is told that a pod runs what was decided.
 	touchEvery = 10 * time.Minute
-	// followEvery is how often it is looked for evidence to refresh, and whether
-	// the policies are still the same.
-	followEvery = time.Minute
+	// followEvery is how often it is looked whether the policies are still the
+	// same, and refreshEvery whether evidence is due.
+	followEvery  = time.Second
+	refreshEvery = time.Minute
 	// faultyFor is how long a refresh that failed is not tried again.
 	faultyFor = time.Hour
 	// maxChanges is how many digests are announced one by one.
@@ -76,9 +77,10 @@ func (g *Gate) useful(sig evidence.Signature, s evidence.Subject) bool {
 	return false
 }
 
-// Reconsider tells the gate that the policies may have changed. It returns at
-// once; [Gate.Run] makes the decisions anew from evidence and announces the
-// digests whose decision has turned.
+// Reconsider tells the gate that the policies may have changed, which it would
+// else find out within a second. It returns at once; [Gate.Run] makes the
+// decisions anew from evidence and announces the digests whose decision has
+// turned.
 func (g *Gate) Reconsider() {
 	select {
 	case g.nudge <- struct{}{}:
@@ -87,14 +89,16 @@ func (g *Gate) Reconsider() {
 }
 
 func (g *Gate) follow(ctx context.Context) error {
-	tick := time.NewTicker(followEvery)
+	tick, due := time.NewTicker(followEvery), time.NewTicker(refreshEvery)
 	defer tick.Stop()
+	defer due.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-g.nudge:
 		case <-tick.C:
+		case <-due.C:
 			g.refresh()
 		}
 		if err := g.reconsider(ctx); err != nil {
@@ -187,13 +191,15 @@ func (g *Gate) again(v *view, key decisionKey, d *decided) bool {
 	// Other pods than the one of which the facts are known may have shared the
 	// decision.
 	selective := n.naming.Hash() != d.naming.Hash() && (n.naming.Selective() || d.naming.Selective())
-	if hash == key.policies {
+	renewed := &decided{at: g.cfg.Now(), question: d.question, facts: d.facts, naming: n.naming}
+	renewed.touched.Store(d.touched.Load())
+	if hash == key.policies { // the same decision, without a hold on the old policies
+		renewed.decision, renewed.at, renewed.rests, renewed.oldest, renewed.named = d.decision, d.at, d.rests, d.oldest, d.named
+		g.decisions.Add(key, renewed)
 		return selective
 	}
 	q := d.question
 	q.Policies = policies
-	renewed := &decided{at: g.cfg.Now(), question: d.question, facts: d.facts, naming: n.naming}
-	renewed.touched.Store(d.touched.Load())
 	for {
 		renewed.decision = Decide(q)
 		s := d.named

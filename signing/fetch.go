@@ -264,7 +264,11 @@ func (f *fetcher) fly(ctx context.Context, t target) answer {
 	if err != nil {
 		a.deny = fault(ctx, err)
 		result = a.deny.Reason.String()
-		f.log.Warn("asking a registry failed", "question", question, "image", attest.Escape(t.tag+t.subject.Digest), "repository", t.subject.Repository, "reason", result, "detail", a.deny.Detail)
+		level := slog.LevelWarn
+		if last, ok := f.last(t); ok && last.deny != nil && last.deny.Reason == a.deny.Reason {
+			level = slog.LevelDebug // said before
+		}
+		f.log.Log(ctx, level, "asking a registry failed", "question", question, "image", attest.Escape(t.tag+t.subject.Digest), "repository", t.subject.Repository, "reason", result, "detail", a.deny.Detail)
 	}
 	f.metrics.fetches.WithLabelValues(question, result).Observe(time.Since(start).Seconds())
 	return a

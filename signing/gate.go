@@ -9,6 +9,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/hallmark-ca/hallmark/attest"
 	"github.com/hallmark-ca/hallmark/signing/policy"
@@ -29,6 +30,7 @@ type Gate struct {
 	fetcher   *fetcher
 	metrics   *metrics
 	decisions *lru.Cache[decisionKey, *decided]
+	deciding  singleflight.Group
 	evicted   atomic.Bool // a decision was forgotten since the policies last changed
 	view      atomic.Pointer[view]
 	nudge     chan struct{} // holds one: the policies may have changed

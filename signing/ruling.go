@@ -1,6 +1,7 @@
 package signing
 
 import (
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -93,13 +94,11 @@ func (g *Gate) rule(v *view, now time.Time, pod *attest.Pod, c *attest.Container
 			}
 		}
 	}
-	d, fl := g.decide(&q, key.resolved, now)
+	d, fl := g.decideOnce(key, q, n.naming, facts, now)
 	r := ruling{decision: d.decision, provisional: provisional, flight: fl}
 	if fl != nil || d.decision.Reason.Kind() == attest.KindUnavailable {
 		return r
 	}
-	d.facts, d.naming = facts, n.naming
-	g.keep(key, d)
 	if d.decision.Outcome == Allow {
 		return r
 	}
@@ -117,6 +116,26 @@ func refused(c *attest.Container, reason attest.Reason, detail string) ruling {
 		Outcome: Deny, Reason: reason, Object: "image " + attest.Escape(c.Image),
 		Digest: ParseImageID(c.ImageID).Digest, Detail: attest.Escape(detail),
 	}}
+}
+
+// decideOnce decides for all who ask at the same time: signatures cost time to
+// verify, and whoever can push an image chooses how many there are.
+func (g *Gate) decideOnce(key decisionKey, q Question, naming *policy.Naming, facts policy.Facts, now time.Time) (*decided, *flight) {
+	type result struct {
+		decided *decided
+		flight  *flight
+	}
+	name := fmt.Sprintf("%q %q %q %x", key.image, key.imageID, key.resolved, key.policies)
+	v, _, _ := g.deciding.Do(name, func() (any, error) { // it never fails
+		d, fl := g.decide(&q, key.resolved, now)
+		d.facts, d.naming = facts, naming
+		if fl == nil && d.decision.Reason.Kind() != attest.KindUnavailable {
+			g.keep(key, d)
+		}
+		return result{d, fl}, nil
+	})
+	r := v.(result)
+	return r.decided, r.flight
 }
 
 // decide answers q from the evidence at hand; the flight will have what is

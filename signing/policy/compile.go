@@ -83,7 +83,7 @@ func seal(p *Policy, problems []Problem, content []byte) *Policy {
 }
 
 // compile reads one document, as JSON. ordinal counts the documents of the file
-// from 1.
+// from 1. The policy is nil for a document that names no images by its kind.
 func compile(file string, ordinal int, content []byte) (*Policy, []Problem) {
 	c := &compiler{file: file}
 	var doc rawDocument
@@ -98,6 +98,12 @@ func compile(file string, ordinal int, content []byte) (*Policy, []Problem) {
 			continue
 		}
 		c.add("", unknown.Error(), "correct the YAML")
+	}
+	if doc.Kind == "TrustRoot" && strings.HasPrefix(doc.APIVersion, "policy.sigstore.dev/") {
+		// Its spec is another one: what was found unknown in it says nothing.
+		c.problems = nil
+		c.warn("kind", "this release does not know trust roots yet", "nothing, as long as no policy refers to it; one that does cannot be used")
+		return nil, c.problems
 	}
 	if doc.Kind != "ClusterImagePolicy" {
 		c.add("kind", show(doc.Kind)+" is not ClusterImagePolicy", "keep nothing but policies in the folder; what this should have been cannot be known")

@@ -106,8 +106,10 @@ func (s *Set) read(f File) {
 	}
 	for n, d := range documents {
 		p, problems := compile(f.Name, n+1, d)
-		s.policies = append(s.policies, p)
 		s.problems = append(s.problems, problems...)
+		if p != nil {
+			s.policies = append(s.policies, p)
+		}
 		if len(s.policies) > MaxPolicies {
 			return
 		}

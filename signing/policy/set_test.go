@@ -216,6 +216,19 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
+// A trust root names no image: it is listed, and denies nothing by itself.
+func TestTrustRoot(t *testing.T) {
+	t.Parallel()
+	root := "apiVersion: policy.sigstore.dev/v1alpha1\nkind: TrustRoot\nmetadata: {name: own}\nspec: {sigstoreKeys: {certificateAuthorities: []}}\n"
+	set := compile(root, document("p", "**"))
+	if problems := set.Problems(); len(problems) != 1 || !problems[0].Warning || problems[0].Policy != "own" {
+		t.Errorf("%v", problems)
+	}
+	if speaks, usable := names(t, set, "ghcr.io/a/b"); !speaks || !usable || len(set.Policies()) != 1 {
+		t.Error("the policy beside it does not count")
+	}
+}
+
 func TestBounds(t *testing.T) {
 	t.Parallel()
 	file := func(name, text string) policy.File { return policy.File{Name: name, Data: []byte(text)} }
