@@ -17,6 +17,6 @@ func Fold(s State, now time.Time) (Body, bool) {
 	}
 	return Body{
 		Time: now.UTC(), TrustDomain: s.TrustDomain, By: "fold",
-		Folded: &Folded{Roots: s.Roots, Issuing: kept, Sequence: s.Sequence},
+		Folded: &Folded{Roots: s.Roots, Issuing: kept, Sequence: s.Sequence, Course: s.Course},
 	}, true
 }

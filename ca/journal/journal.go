@@ -51,16 +51,14 @@ type Store interface {
 type Root struct {
 	ID          string    `json:"id"` // subject key identifier, hex
 	Certificate []byte    `json:"certificate"`
-	KeyURI      string    `json:"keyURI"`
+	KeyURI      string    `json:"keyURI,omitempty"` // none: it is only trusted
 	Phase       Phase     `json:"phase"`
-	Since       time.Time `json:"since"`
+	Since       time.Time `json:"since"` // of the phase
+	// Sequence is that of the first bundle that held it, 0 before.
+	Sequence uint64 `json:"sequence,omitempty"`
+	// Destroyed tells when the key of a retired root was destroyed.
+	Destroyed *time.Time `json:"destroyed,omitempty"`
 }
-
-// Phase is where a root stands in its life.
-type Phase string
-
-// Active is the phase of the root that signs.
-const Active Phase = "active"
 
 // IssuingCA is one issuing CA, journalled before its first use.
 type IssuingCA struct {
@@ -69,9 +67,14 @@ type IssuingCA struct {
 	Replica     string    `json:"replica"`
 	Root        string    `json:"root"` // Root.ID
 	NotAfter    time.Time `json:"notAfter"`
+	// Serving: it signs our own serving certificate alone, under a root that is
+	// draining, for clients that trust no newer one.
+	Serving bool `json:"serving,omitempty"`
+	// Tainted says why it must not be used any more, "" where it may.
+	Tainted string `json:"tainted,omitempty"`
 }
 
-// Body is what a record says: exactly one of Founded, Issuing and Folded.
+// Body is what a record says: exactly one of its pointers is set.
 type Body struct {
 	Format       int        `json:"format"`
 	OldestReader int        `json:"oldestReader"`
@@ -79,11 +82,51 @@ type Body struct {
 	Previous     string     `json:"previous,omitempty"`
 	Time         time.Time  `json:"time"`
 	TrustDomain  string     `json:"trustDomain"`
-	By           string     `json:"by"` // who asked for it
-	Founded      *Root      `json:"founded,omitempty"`
+	By           string     `json:"by"`                // who asked for it
+	Founded      *Root      `json:"founded,omitempty"` // the first root, active at once
+	Added        *Root      `json:"added,omitempty"`   // another one: prepared, or trusted
+	Step         *Step      `json:"step,omitempty"`
 	Issuing      *IssuingCA `json:"issuing,omitempty"`
+	Taint        *Taint     `json:"taint,omitempty"`
+	Course       *Course    `json:"course,omitempty"`
+	Destroyed    *string    `json:"destroyed,omitempty"` // Root.ID: its key is gone
 	Folded       *Folded    `json:"folded,omitempty"`
 }
+
+// Step moves a root to its next phase. To Active, it moves the one that was
+// active to Draining as well.
+type Step struct {
+	Root   string  `json:"root"` // Root.ID
+	To     Phase   `json:"to"`
+	Passed *Passed `json:"passed,omitempty"`
+}
+
+// Passed says that a gate was not waited for, or not by all.
+type Passed struct {
+	Reason string   `json:"reason"`           // of the person who forced it, "" where nobody did
+	Count  int      `json:"count"`            // consumers that were behind
+	Behind []string `json:"behind,omitempty"` // the first of them, by name
+}
+
+// MaxBehind bounds the names in a [Passed].
+const MaxBehind = 100
+
+// Taint says that an issuing CA must not be used any more.
+type Taint struct {
+	Issuing string `json:"issuing"` // IssuingCA.ID
+	Reason  string `json:"reason"`
+}
+
+// Course is how a rotation goes on: by steps of a person, by itself, or not at
+// all.
+type Course string
+
+// The courses.
+const (
+	Manual Course = "manual"
+	Run    Course = "run"
+	Paused Course = "paused"
+)
 
 // Folded replaces all records before it, which it repeats but for what has
 // expired. It continues their chain.
@@ -91,6 +134,7 @@ type Folded struct {
 	Roots    []Root      `json:"roots"`
 	Issuing  []IssuingCA `json:"issuing"`
 	Sequence uint64      `json:"sequence"`
+	Course   Course      `json:"course,omitempty"`
 }
 
 // Record is a body as it was signed.
@@ -119,6 +163,7 @@ type State struct {
 	Sequence    uint64 // of the bundle
 	Roots       []Root
 	Issuing     []IssuingCA
+	Course      Course // of the rotation; Manual at first
 	// heads are the hashes by record number, as far as the records reach back.
 	heads map[uint64]string
 }
@@ -130,6 +175,26 @@ func (s *State) ActiveRoot() (Root, bool) {
 		return Root{}, false
 	}
 	return s.Roots[i], true
+}
+
+// Root returns the root of that ID.
+func (s *State) Root(id string) (Root, bool) {
+	i := slices.IndexFunc(s.Roots, func(r Root) bool { return r.ID == id })
+	if i < 0 {
+		return Root{}, false
+	}
+	return s.Roots[i], true
+}
+
+// In returns the roots of a phase, the oldest first.
+func (s *State) In(phase Phase) []Root {
+	var out []Root
+	for _, r := range s.Roots {
+		if r.Phase == phase {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // Extends tells whether the state continues the one whose last record had that
@@ -145,15 +210,19 @@ func (s *State) Extends(number uint64, head string) bool {
 	return number < s.Number
 }
 
-// Certificates parses the certificates of all trusted roots.
+// Certificates parses the certificates of the bundle: of all roots that are
+// trusted now.
 func (s *State) Certificates() ([]*x509.Certificate, error) {
-	certs := make([]*x509.Certificate, len(s.Roots))
-	for i, r := range s.Roots {
+	var certs []*x509.Certificate
+	for _, r := range s.Roots {
+		if !r.Phase.InBundle() {
+			continue
+		}
 		cert, err := x509.ParseCertificate(r.Certificate)
 		if err != nil {
 			return nil, fmt.Errorf("parsing root %s of the journal: %w", r.ID, err)
 		}
-		certs[i] = cert
+		certs = append(certs, cert)
 	}
 	return certs, nil
 }

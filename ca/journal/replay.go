@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 )
 
@@ -99,36 +98,8 @@ func decode(raw []byte) (Body, error) {
 	return b, nil
 }
 
-func applyEvent(s State, b Body) (State, error) {
-	next := State{Sequence: s.Sequence, Roots: slices.Clone(s.Roots), Issuing: slices.Clone(s.Issuing), heads: maps.Clone(s.heads)}
-	if next.heads == nil {
-		next.heads = map[uint64]string{}
-	}
-	switch {
-	case b.Founded != nil && b.Issuing == nil && b.Folded == nil:
-		if _, ok := s.ActiveRoot(); ok && b.Founded.Phase == Active {
-			return State{}, errors.New("it founds a second active root")
-		}
-		next.Roots = append(next.Roots, *b.Founded)
-		next.Sequence++
-	case b.Issuing != nil && b.Founded == nil && b.Folded == nil:
-		if root, ok := s.ActiveRoot(); !ok || root.ID != b.Issuing.Root {
-			return State{}, fmt.Errorf("it names an issuing CA under %s, which is not the active root", b.Issuing.Root)
-		}
-		next.Issuing = append(next.Issuing, *b.Issuing)
-	case b.Folded != nil && b.Founded == nil && b.Issuing == nil:
-		if b.Folded.Sequence < s.Sequence {
-			return State{}, errors.New("it lowers the bundle's sequence")
-		}
-		next.Roots, next.Issuing, next.Sequence = b.Folded.Roots, b.Folded.Issuing, b.Folded.Sequence
-	default:
-		return State{}, errors.New("it does not say exactly one thing")
-	}
-	return next, nil
-}
-
 // verify wants the signature of the root that was active before the record, of
-// the one that is active after it, and of one that it founds.
+// the one that is active after it, and of one whose key it says is ours.
 func verify(before, after State, b Body, rec Record) error {
 	need := map[string]Root{}
 	for _, s := range []State{before, after} {
@@ -138,6 +109,9 @@ func verify(before, after State, b Body, rec Record) error {
 	}
 	if b.Founded != nil {
 		need[b.Founded.ID] = *b.Founded
+	}
+	if b.Added != nil && b.Added.Phase == Prepared {
+		need[b.Added.ID] = *b.Added
 	}
 	if len(need) == 0 {
 		return errors.New("no root is there to have signed it")
