@@ -49,8 +49,8 @@ func (c *Cluster) Live(ctx context.Context, b attest.Bound) (attest.Live, error)
 	if !stale && !f.agree && !f.deleted {
 		f = c.await(ctx, b)
 	}
-	if f.deleted {
-		return attest.Live{AsOf: f.live.AsOf, Current: !stale}, nil
+	if f.deleted { // what has its name now, if anything, is another pod
+		return attest.Live{Pod: f.live.Pod, AsOf: f.live.AsOf, Current: !stale}, nil
 	}
 	if f.agree && !stale {
 		f.live.Current = true

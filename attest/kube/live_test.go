@@ -130,7 +130,7 @@ func TestPodThatGoes(t *testing.T) {
 	}
 	w.put(newPod("cart-1", "pod-uid-2"))
 	eventually(t, "the new pod is live", func() bool { _, err := w.check(t.Context(), newPod("cart-1", "pod-uid-2")); return err == nil })
-	is("replaced, which the watch has seen", attest.PodGone)
+	is("replaced, which the watch has seen", attest.PodReplaced)
 	is2 := newPod("cart-1", "pod-uid-0") // a token of before this process
 	_, err := w.check(t.Context(), is2)
 	refused(t, "replaced before", err, attest.PodReplaced)
