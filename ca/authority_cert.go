@@ -47,7 +47,7 @@ func Certify(kind AuthorityKind, td attest.TrustDomain, pub crypto.PublicKey, pa
 	if parent.Signer == nil || td.IsZero() || kind.name == "" {
 		return nil, errors.New("certifying authority: kind, trust domain and the parent's signer are all required")
 	}
-	key, err := encodeKey(pub)
+	key, err := encodeKey(pub, nil)
 	if err != nil {
 		return nil, fmt.Errorf("certifying %s: %w", kind.name, err)
 	}

@@ -48,7 +48,7 @@ func BenchmarkIssue(b *testing.B) {
 		b.Fatal(err)
 	}
 	records, err := ledger.Open(b.Context(), ledger.Config{
-		FS: faultfs.Memory(), Dir: "ledger", MaxBytes: 1 << 40, Retention: time.Hour, MaxLeaf: 24 * time.Hour,
+		FS: faultfs.Memory(), Dir: "ledger", Segment: 8 << 20, MaxBytes: 1 << 40, Retention: time.Hour, MaxLeaf: 24 * time.Hour,
 		Signer: signer, Verifier: verifier, Registerer: prometheus.NewRegistry(), Log: log, Now: time.Now,
 	})
 	if err != nil {
@@ -134,4 +134,3 @@ func BenchmarkBare(b *testing.B) {
 		}
 	})
 }
-

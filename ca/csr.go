@@ -52,35 +52,41 @@ var requestHashes = map[string]crypto.Hash{
 //
 // Errors are [*attest.DenyError] of kind Invalid.
 func CheckCSR(csr []byte, identity attest.Identity) (crypto.PublicKey, error) {
+	pub, _, err := readCSR(csr, identity.String())
+	return pub, err
+}
+
+// readCSR is [CheckCSR], and returns the key also as the request has it.
+func readCSR(csr []byte, identity string) (crypto.PublicKey, []byte, error) {
 	if len(csr) > maxCSR {
-		return nil, attest.Deny(attest.RequestTooLarge, "", "signing request of %d bytes, at most %d", len(csr), maxCSR)
+		return nil, nil, attest.Deny(attest.RequestTooLarge, "", "signing request of %d bytes, at most %d", len(csr), maxCSR)
 	}
 	// The decoder skips what it cannot read before a block; we do not.
 	if csr = bytes.TrimSpace(csr); !bytes.HasPrefix(csr, pemBegin) || bytes.Count(csr, pemBegin[:len("-----BEGIN")]) != 1 {
-		return nil, malformed("not exactly one PEM block CERTIFICATE REQUEST")
+		return nil, nil, malformed("not exactly one PEM block CERTIFICATE REQUEST")
 	}
 	block, rest := pem.Decode(csr)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(block.Headers) > 0 || len(rest) > 0 {
-		return nil, malformed("not exactly one PEM block CERTIFICATE REQUEST")
+		return nil, nil, malformed("not exactly one PEM block CERTIFICATE REQUEST")
 	}
 	req, err := parseCSR(block.Bytes)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if req.uris > 1 || (req.uris == 1 && string(req.uri) != identity.String()) {
-		return nil, attest.Deny(attest.CSRNameForeign, "", "%d URIs, the first %q", req.uris, attest.Escape(string(req.uri)))
+	if req.uris > 1 || (req.uris == 1 && string(req.uri) != identity) {
+		return nil, nil, attest.Deny(attest.CSRNameForeign, "", "%d URIs, the first %q", req.uris, attest.Escape(string(req.uri)))
 	}
 	pub, err := x509.ParsePKIXPublicKey(req.key)
 	if err != nil {
-		return nil, attest.Deny(attest.CSRKeyRefused, "", "parsing public key: %v", err)
+		return nil, nil, attest.Deny(attest.CSRKeyRefused, "", "parsing public key: %v", err)
 	}
 	if err := CheckKey(pub); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := req.verify(pub); err != nil {
-		return nil, attest.Deny(attest.CSRSignatureInvalid, "", "%v", err)
+		return nil, nil, attest.Deny(attest.CSRSignatureInvalid, "", "%v", err)
 	}
-	return pub, nil
+	return pub, req.key, nil
 }
 
 // CheckKey accepts the keys that a leaf may hold: ECDSA P-256, P-384, P-521,

@@ -23,7 +23,7 @@ func ParseCSR(der []byte) (key []byte, uris int, uri string, err error) {
 
 // SignTwice signs the bytes of a leaf twice, as no caller can.
 func SignTwice(s *Snapshot, pub crypto.PublicKey, now time.Time) (first, second error) {
-	key, err := encodeKey(pub)
+	key, err := encodeKey(pub, nil)
 	if err != nil {
 		return err, err
 	}

@@ -10,7 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/url"
+	"math/big"
 	"time"
 
 	"github.com/hallmark-ca/hallmark/attest"
@@ -63,9 +63,10 @@ func (a *Authority) Issue(ctx context.Context, grant *attest.Grant, req Request)
 		return nil, attest.Deny(attest.AuthorityNotReady, "", "no snapshot is installed")
 	}
 	// 3. The key, with proof that the caller holds its private half.
-	pub := req.Key
+	identity := facts.Identity.String()
+	pub, spki := req.Key, []byte(nil)
 	if req.CSR != nil {
-		if pub, err = CheckCSR(req.CSR, facts.Identity); err != nil {
+		if pub, spki, err = readCSR(req.CSR, identity); err != nil {
 			return nil, err
 		}
 	} else if err := CheckKey(pub); err != nil {
@@ -78,17 +79,17 @@ func (a *Authority) Issue(ctx context.Context, grant *attest.Grant, req Request)
 	}
 	// 5. The bytes to be signed, checked.
 	serial, serialHex := newSerial()
-	key, err := encodeKey(pub)
+	key, err := encodeKey(pub, spki)
 	if err != nil {
 		return nil, attest.Deny(attest.CSRKeyRefused, "", "%v", err)
 	}
-	ready, err := a.prepareChecked(snap, pub, leafCertificate(snap, facts.Identity, key, validity, &profile.Certificate{Serial: serial}))
+	ready, err := a.prepareChecked(snap, pub, leafCertificate(snap, identity, key, validity, serial))
 	if err != nil {
 		return nil, attest.Deny(attest.InternalError, "", "%v", err)
 	}
 	// 6. The intent, durable. From here the certificate counts as issued until
 	// an outcome says otherwise.
-	intent := &ledger.Intent{ID: req.ID, Time: validity.Issued, Serial: serialHex, Door: req.Door, Identity: facts.Identity.String()}
+	intent := &ledger.Intent{ID: req.ID, Time: validity.Issued, Serial: serialHex, Door: req.Door, Identity: identity}
 	fillIntent(intent, snap, validity, key, ready)
 	fillFacts(intent, &facts)
 	// 7. The signature.
@@ -123,10 +124,9 @@ func (a *Authority) validity(now time.Time, snap *Snapshot, req Request, provisi
 
 // leafCertificate fills in the X.509-SVID profile (X509-SVID sections 2 to 5):
 // one URI SAN, empty subject, no CA, digitalSignature, both usages.
-func leafCertificate(snap *Snapshot, identity attest.Identity, key publicKey, v profile.Validity, c *profile.Certificate) *profile.Certificate {
+func leafCertificate(snap *Snapshot, identity string, key publicKey, v profile.Validity, serial *big.Int) *profile.Certificate {
+	c := &profile.Certificate{Serial: serial, Subject: profile.EmptyName, URIs: []string{identity}}
 	fillLeaf(snap, key, v, c)
-	c.Subject = profile.EmptyName
-	c.URIs = []*url.URL{identity.ID().URL()}
 	return c
 }
 

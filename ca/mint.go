@@ -61,7 +61,7 @@ func (a *Authority) Mint(ctx context.Context, names Serving, pub crypto.PublicKe
 	if err != nil {
 		return nil, fmt.Errorf("minting serving certificate: %w", err)
 	}
-	key, err := encodeKey(pub)
+	key, err := encodeKey(pub, nil)
 	if err != nil {
 		return nil, fmt.Errorf("minting serving certificate: %w", err)
 	}

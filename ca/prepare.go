@@ -62,7 +62,7 @@ func newSerial() (*big.Int, string) {
 	var b [16]byte
 	rand.Read(b[:])         // never fails: it ends the process instead
 	b[0] = b[0]&0x3f | 0x40 // positive, and always of one length
-	return new(big.Int).SetBytes(b[:]), hex.EncodeToString(b[:])
+	return new(big.Int).SetBytes(b[:]), hexText(b[:])
 }
 
 // publicKey is a key as it stands in a certificate.
@@ -71,13 +71,21 @@ type publicKey struct {
 	id   []byte // subject key identifier
 }
 
-// encodeKey writes pub canonically, whatever a request had written. The
+// p256Prefix is all of a P-256 key in DER but its point, and fixes the length
+// and the form of what follows: two coordinates of 32 bytes.
+const p256Prefix = "\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00\x04"
+
+// encodeKey writes pub canonically, whatever a request had written. Where seen,
+// from which pub was parsed, can be written in one way only, it is that. The
 // identifier is RFC 7093 section 2 method 1: the leftmost 160 bits of the
 // SHA-256 of the key, so that no SHA-1 is left in the house.
-func encodeKey(pub crypto.PublicKey) (publicKey, error) {
-	spki, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return publicKey{}, fmt.Errorf("encoding public key: %w", err)
+func encodeKey(pub crypto.PublicKey, seen []byte) (publicKey, error) {
+	spki := seen
+	if len(spki) != len(p256Prefix)+64 || string(spki[:len(p256Prefix)]) != p256Prefix {
+		var err error
+		if spki, err = x509.MarshalPKIXPublicKey(pub); err != nil {
+			return publicKey{}, fmt.Errorf("encoding public key: %w", err)
+		}
 	}
 	var bits []byte
 	in, out := cryptobyte.String(spki), cryptobyte.String(nil)
@@ -90,5 +98,11 @@ func encodeKey(pub crypto.PublicKey) (publicKey, error) {
 
 func hexSHA256(data []byte) string {
 	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:])
+	return hexText(sum[:])
+}
+
+// hexText is hex.EncodeToString for at most 32 bytes, with one allocation.
+func hexText(data []byte) string {
+	var text [64]byte
+	return string(hex.AppendEncode(text[:0], data))
 }

@@ -41,6 +41,8 @@ type Snapshot struct {
 	tailPEM     []byte // chainPEM in one piece, what follows each leaf
 	roots       []*x509.Certificate
 	bundlePEM   []byte
+	issuerID    string // subject key identifiers, hex
+	rootID      string
 	shapes      sync.Map  // shape → struct{}: what the slow lints have passed under this issuer
 	clipped     sync.Once // the log was told that leaves end with the issuer
 }
@@ -67,6 +69,7 @@ func NewSnapshot(cfg SnapshotConfig, now time.Time) (*Snapshot, error) {
 	if err := s.verify(cfg.Chain, now); err != nil {
 		return nil, fmt.Errorf("making snapshot: %w", err)
 	}
+	s.issuerID, s.rootID = hex.EncodeToString(s.issuer.SubjectKeyId), hex.EncodeToString(s.root.SubjectKeyId)
 	for _, cert := range cfg.Chain {
 		block := encodeCertificate(cert.Raw)
 		s.chainPEM = append(s.chainPEM, block)
@@ -133,13 +136,13 @@ func (s *Snapshot) ChainPEM() [][]byte { return s.chainPEM }
 func (s *Snapshot) BundlePEM() []byte { return s.bundlePEM }
 
 // AuthorityID names the issuing CA: its subject key identifier in hex.
-func (s *Snapshot) AuthorityID() string { return hex.EncodeToString(s.issuer.SubjectKeyId) }
+func (s *Snapshot) AuthorityID() string { return s.issuerID }
 
 // Root returns the root that the issuing CA chains to. It must not be changed.
 func (s *Snapshot) Root() *x509.Certificate { return s.root }
 
 // RootID names the root that the issuing CA chains to, likewise.
-func (s *Snapshot) RootID() string { return hex.EncodeToString(s.root.SubjectKeyId) }
+func (s *Snapshot) RootID() string { return s.rootID }
 
 func encodeCertificate(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})

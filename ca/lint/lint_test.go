@@ -7,7 +7,6 @@ import (
 	"encoding/asn1"
 	"math/big"
 	"net"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -29,10 +28,7 @@ func kinds(t testing.TB) map[string]*profile.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	uri, err := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
-	if err != nil {
-		t.Fatal(err)
-	}
+	const uri = "spiffe://cluster.local/ns/shop/sa/web"
 	make := func(pub crypto.PublicKey, c profile.Certificate) *profile.Certificate {
 		if c.Key, err = x509.MarshalPKIXPublicKey(pub); err != nil {
 			t.Fatal(err)
@@ -54,8 +50,8 @@ func kinds(t testing.TB) map[string]*profile.Certificate {
 	}
 	key := catest.Key(t).Public()
 	return map[string]*profile.Certificate{
-		"leaf":       make(key, profile.Certificate{URIs: []*url.URL{uri}}),
-		"RSA leaf":   make(catest.RSA(t, 2048).Public(), profile.Certificate{URIs: []*url.URL{uri}}),
+		"leaf":       make(key, profile.Certificate{URIs: []string{uri}}),
+		"RSA leaf":   make(catest.RSA(t, 2048).Public(), profile.Certificate{URIs: []string{uri}}),
 		"serving":    make(key, profile.Certificate{DNS: []string{"hallmark.example"}, IPs: []net.IP{net.ParseIP("127.0.0.1"), net.ParseIP("::1")}}),
 		"root":       make(key, profile.Certificate{Subject: name, CA: true, PathLen: 1, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}),
 		"issuing CA": make(key, profile.Certificate{Subject: name, AuthorityKeyID: []byte("the root's"), CA: true, PathLen: 0, KeyUsage: x509.KeyUsageCertSign}),

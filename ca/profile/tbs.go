@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
-	"net/url"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -32,7 +32,7 @@ type Certificate struct {
 	SubjectKeyID   []byte
 	AuthorityKeyID []byte // empty on a self-signed root
 
-	URIs []*url.URL
+	URIs []string // as they will be written
 	DNS  []string
 	IPs  []net.IP
 }
@@ -53,6 +53,26 @@ var (
 	oidClientAuth = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 2}
 )
 
+// What stands in every certificate, in DER.
+var (
+	derVersion3         = mustDER(2) // counted from 0
+	derTrue             = mustDER(true)
+	derKeyUsage         = mustDER(OIDKeyUsage)
+	derExtKeyUsage      = mustDER(OIDExtKeyUsage)
+	derBasicConstraints = mustDER(OIDBasicConstraints)
+	derSubjectKeyID     = mustDER(OIDSubjectKeyID)
+	derAuthorityKeyID   = mustDER(OIDAuthorityKeyID)
+	derSubjectAltName   = mustDER(OIDSubjectAltName)
+)
+
+func mustDER(v any) []byte {
+	der, err := asn1.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return der
+}
+
 // Tags of GeneralName (RFC 5280 section 4.2.1.6).
 const (
 	tagDNS = cbasn1.Tag(2 | 0x80)
@@ -65,7 +85,7 @@ func (c *Certificate) TBS() ([]byte, error) {
 	b := cryptobyte.NewBuilder(make([]byte, 0, 640))
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.Tag(0).Constructed().ContextSpecific(), func(b *cryptobyte.Builder) {
-			b.AddASN1Int64(2) // v3
+			b.AddBytes(derVersion3)
 		})
 		b.AddASN1BigInt(c.Serial)
 		b.AddBytes(c.Algorithm)
@@ -87,17 +107,49 @@ func (c *Certificate) TBS() ([]byte, error) {
 	return der, nil
 }
 
+// leafUsages are the extensions that all leaves have alike.
+var leafUsages = sync.OnceValues(func() ([]byte, error) {
+	b := cryptobyte.NewBuilder(nil)
+	(&Certificate{KeyUsage: x509.KeyUsageDigitalSignature, ServerAndUser: true}).addUsages(b)
+	return b.Bytes()
+})
+
 func (c *Certificate) addExtensions(b *cryptobyte.Builder) {
-	addExtension(b, OIDKeyUsage, true, func(b *cryptobyte.Builder) { addKeyUsage(b, c.KeyUsage) })
+	if c.KeyUsage == x509.KeyUsageDigitalSignature && c.ServerAndUser && !c.CA {
+		usages, err := leafUsages()
+		b.AddBytes(usages)
+		b.SetError(err)
+	} else {
+		c.addUsages(b)
+	}
+	addExtension(b, derSubjectKeyID, false, func(b *cryptobyte.Builder) {
+		b.AddASN1OctetString(c.SubjectKeyID)
+	})
+	if len(c.AuthorityKeyID) > 0 {
+		addExtension(b, derAuthorityKeyID, false, func(b *cryptobyte.Builder) {
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1(cbasn1.Tag(0).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(c.AuthorityKeyID) })
+			})
+		})
+	}
+	if len(c.URIs)+len(c.DNS)+len(c.IPs) > 0 {
+		// RFC 5280 section 4.2.1.6: critical where the subject is empty.
+		addExtension(b, derSubjectAltName, len(c.Subject) == len(EmptyName), c.addNames)
+	}
+}
+
+// addUsages writes what the certificate may be used for.
+func (c *Certificate) addUsages(b *cryptobyte.Builder) {
+	addExtension(b, derKeyUsage, true, func(b *cryptobyte.Builder) { addKeyUsage(b, c.KeyUsage) })
 	if c.ServerAndUser {
-		addExtension(b, OIDExtKeyUsage, false, func(b *cryptobyte.Builder) {
+		addExtension(b, derExtKeyUsage, false, func(b *cryptobyte.Builder) {
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 				b.AddASN1ObjectIdentifier(oidServerAuth)
 				b.AddASN1ObjectIdentifier(oidClientAuth)
 			})
 		})
 	}
-	addExtension(b, OIDBasicConstraints, true, func(b *cryptobyte.Builder) {
+	addExtension(b, derBasicConstraints, true, func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 			if !c.CA {
 				return // cA is FALSE by default, and DER leaves defaults out
@@ -108,20 +160,6 @@ func (c *Certificate) addExtensions(b *cryptobyte.Builder) {
 			}
 		})
 	})
-	addExtension(b, OIDSubjectKeyID, false, func(b *cryptobyte.Builder) {
-		b.AddASN1OctetString(c.SubjectKeyID)
-	})
-	if len(c.AuthorityKeyID) > 0 {
-		addExtension(b, OIDAuthorityKeyID, false, func(b *cryptobyte.Builder) {
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1(cbasn1.Tag(0).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(c.AuthorityKeyID) })
-			})
-		})
-	}
-	if len(c.URIs)+len(c.DNS)+len(c.IPs) > 0 {
-		// RFC 5280 section 4.2.1.6: critical where the subject is empty.
-		addExtension(b, OIDSubjectAltName, len(c.Subject) == len(EmptyName), c.addNames)
-	}
 }
 
 func (c *Certificate) addNames(b *cryptobyte.Builder) {
@@ -137,16 +175,16 @@ func (c *Certificate) addNames(b *cryptobyte.Builder) {
 			b.AddASN1(tagIP, func(b *cryptobyte.Builder) { b.AddBytes(short) })
 		}
 		for _, uri := range c.URIs {
-			b.AddASN1(tagURI, func(b *cryptobyte.Builder) { b.AddBytes([]byte(uri.String())) })
+			b.AddASN1(tagURI, func(b *cryptobyte.Builder) { b.AddBytes([]byte(uri)) })
 		}
 	})
 }
 
-func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, critical bool, value func(*cryptobyte.Builder)) {
+func addExtension(b *cryptobyte.Builder, oid []byte, critical bool, value func(*cryptobyte.Builder)) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1ObjectIdentifier(oid)
+		b.AddBytes(oid)
 		if critical {
-			b.AddASN1Boolean(true)
+			b.AddBytes(derTrue)
 		}
 		b.AddASN1(cbasn1.OCTET_STRING, value)
 	})

@@ -94,7 +94,7 @@ func FuzzTBS(f *testing.F) {
 		}
 		if namespace != "" {
 			uri := &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/" + namespace + "/sa/" + account}
-			c.URIs, template.URIs = []*url.URL{uri}, []*url.URL{uri}
+			c.URIs, template.URIs = []string{uri.String()}, []*url.URL{uri}
 		}
 		if dns != "" {
 			c.DNS, template.DNSNames = []string{dns}, []string{dns}

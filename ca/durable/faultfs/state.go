@@ -137,6 +137,9 @@ func (i *inode) write(data []byte, at int, plain bool) {
 	}
 	end := at + len(data)
 	if end > len(i.live) {
+		if end > cap(i.live) {
+			i.live = slices.Grow(i.live, max(end, 2*cap(i.live))-len(i.live))
+		}
 		i.live = append(i.live, make([]byte, end-len(i.live))...)
 		if !plain {
 			i.sizes = append(i.sizes, end)
