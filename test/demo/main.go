@@ -56,9 +56,10 @@ func run(ctx context.Context, keep bool) error {
 	d.close()
 	if err != nil {
 		var missing *tools.MissingError
-		if !errors.As(err, &missing) {
-			s.say("What everybody said is in %s", dir)
+		if errors.As(err, &missing) { // nobody has said anything
+			return errors.Join(err, os.RemoveAll(dir))
 		}
+		s.say("What everybody said is in %s", dir)
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {

@@ -257,7 +257,12 @@ func (m *Mesh) RunAs(ctx context.Context, name, account string, containers ...po
 	if err != nil {
 		return nil, err
 	}
-	return &Pod{Pod: p, Account: a, mesh: m}, nil
+	return m.As(p, a), nil
+}
+
+// As makes a pod of the mesh of one that was made elsewhere.
+func (m *Mesh) As(p *corev1.Pod, a *corev1.ServiceAccount) *Pod {
+	return &Pod{Pod: p, Account: a, mesh: m}
 }
 
 // Identity is the pod's SPIFFE ID.

@@ -72,6 +72,22 @@ func (r *Registry) PushIndex(repo, tag string, platforms ...string) (name.Digest
 	return ref.Context().Digest(d.String()), children, nil
 }
 
+// Copy puts an image into another repository, where it has the same digest.
+func (r *Registry) Copy(img Image, repo string) (Image, error) {
+	from, err := remote.Image(img.Ref)
+	if err != nil {
+		return Image{}, fmt.Errorf("copying an image: %w", err)
+	}
+	to, err := r.tag(repo, "copied")
+	if err != nil {
+		return Image{}, err
+	}
+	if err := remote.Write(to, from); err != nil {
+		return Image{}, fmt.Errorf("copying an image: %w", err)
+	}
+	return describe(to.Context(), from)
+}
+
 // Tag moves a tag to what ref names, in the same repository.
 func (r *Registry) Tag(ref name.Digest, tag string) error {
 	d, err := remote.Get(ref)
