@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hallmark-ca/hallmark/attest"
@@ -34,44 +35,6 @@ func (c *clock) advance(d time.Duration) {
 }
 
 func (c *clock) use(cfg *signing.Config) { cfg.Now = c.Now }
-
-// landed waits until the evidence is in the store, and the fetch is over.
-func landed(t testing.TB, g *gate, all ...*evidence.Evidence) {
-	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	end := time.After(10 * time.Second)
-	for _, e := range all {
-		for {
-			if _, ok := g.store.Get(e.Subject); ok && g.metric(t, "hallmark_image_fetches_under_way") == 0 {
-				break
-			}
-			select {
-			case <-tick.C:
-			case <-end:
-				t.Fatalf("the evidence of %s never came", e.Subject)
-			}
-		}
-	}
-}
-
-// metric returns the sum of a metric over all labels.
-func (g *gate) metric(t testing.TB, name string) float64 {
-	t.Helper()
-	families, err := g.metrics.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := 0.0
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			if f.GetName() == name {
-				sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
-			}
-		}
-	}
-	return sum
-}
 
 func newGateConfig(t *testing.T) signing.Config {
 	t.Helper()
@@ -110,57 +73,69 @@ func TestFetchJoins(t *testing.T) {
 // retry finds it ready.
 func TestFetchGoesOn(t *testing.T) {
 	t.Parallel()
-	s := newSigner()
-	e := image("a", s)
-	registry := newCollector(e)
-	release := registry.block("")
-	g := newGate(t, registry, signedBy(s))
-	for name, bound := range map[string]func() (context.Context, context.CancelFunc){
-		"deadline": func() (context.Context, context.CancelFunc) {
-			return context.WithTimeout(context.Background(), 300*time.Millisecond)
-		},
-		"left": func() (context.Context, context.CancelFunc) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSigner()
+		e := image("a", s)
+		registry := newCollector(e)
+		release := registry.block("")
+		g := newGate(t, registry, signedBy(s))
+		for name, row := range map[string]struct {
+			limit, want time.Duration
+		}{
+			"no deadline": {0, 4500 * time.Millisecond},
+			"a long one":  {10 * time.Second, 4500 * time.Millisecond},
+			"5 s":         {5 * time.Second, 4500 * time.Millisecond},
+			"a short one": {time.Second, 750 * time.Millisecond},
+			"no margin":   {time.Millisecond, 0},
+		} {
 			ctx, cancel := context.WithCancel(context.Background())
+			if row.limit > 0 {
+				ctx, cancel = context.WithTimeout(context.Background(), row.limit)
+			}
+			start := time.Now()
+			_, err := g.Check(ctx, []*attest.Pod{pod(pinned(e))})
 			cancel()
-			return ctx, cancel
-		},
-		"no margin": func() (context.Context, context.CancelFunc) {
-			return context.WithTimeout(context.Background(), time.Millisecond)
-		},
-	} {
-		ctx, cancel := bound()
-		start := time.Now()
-		_, err := g.Check(ctx, []*attest.Pod{pod(pinned(e))})
+			if err == nil || attest.DenialOf(err).Reason != attest.EvidencePending {
+				t.Errorf("%s: %v", name, err)
+			}
+			if took := time.Since(start); took != row.want {
+				t.Errorf("%s: answered after %s, want %s", name, took, row.want)
+			}
+		}
+		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		if err == nil || attest.DenialOf(err).Reason != attest.EvidencePending {
-			t.Errorf("%s: %v", name, err)
+		if _, err := g.Check(ctx, []*attest.Pod{pod(pinned(e))}); err == nil || attest.DenialOf(err).Reason != attest.EvidencePending {
+			t.Errorf("the caller has left: %v", err)
 		}
-		if took := time.Since(start); took > 280*time.Millisecond {
-			t.Errorf("%s: answered after %s", name, took)
+		release()
+		synctest.Wait()
+		found, refusal := g.check(t, pod(pinned(e)))
+		wantPass(t, found, refusal)
+		if n := registry.total(); n != 1 {
+			t.Errorf("%d fetches, want 1", n)
 		}
-	}
-	<-registry.arrived
-	release()
-	landed(t, g, e)
-	found, refusal := g.check(t, pod(pinned(e)))
-	wantPass(t, found, refusal)
-	if n := registry.total(); n != 1 {
-		t.Errorf("%d fetches, want 1", n)
-	}
+	})
 }
 
-// Without a deadline of the caller's the gate has its own.
-func TestFetchOwnBound(t *testing.T) {
+// A registry that hangs is given up after 30 s, and asked again.
+func TestFetchTimeout(t *testing.T) {
 	t.Parallel()
-	s := newSigner()
-	e := image("a", s)
-	registry := newCollector(e)
-	defer registry.block("")()
-	g := newGate(t, registry, signedBy(s), func(c *signing.Config) { c.Wait = 20 * time.Millisecond })
-	_, err := g.Check(context.Background(), []*attest.Pod{pod(pinned(e))})
-	if err == nil || attest.DenialOf(err).Reason != attest.EvidencePending {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := newSigner()
+		e := image("a", s)
+		registry := newCollector(e)
+		release := registry.block("")
+		g := newGate(t, registry, signedBy(s))
+		_, refusal := g.check(t, pod(pinned(e)))
+		wantReason(t, refusal, attest.EvidencePending)
+		<-time.After(26 * time.Second)
+		_, refusal = g.check(t, pod(pinned(e)))
+		wantReason(t, refusal, attest.RegistryAway)
+		release()
+		<-time.After(3 * time.Second)
+		found, refusal := g.check(t, pod(pinned(e)))
+		wantPass(t, found, refusal)
+	})
 }
 
 // A refusal holds for 10 s, however often it is asked; then the registry is

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -277,60 +278,65 @@ func TestGateFaultsAreNoVerdicts(t *testing.T) {
 // Under audit nothing is refused, and a registry that hangs delays little.
 func TestGateAudit(t *testing.T) {
 	t.Parallel()
-	s := newSigner()
-	bad, slow := image("bad"), image("slow", s)
-	registry := newCollector(bad, slow)
-	audit := func(c *signing.Config) { c.Mode, c.AuditWait = signing.Audit, 50*time.Millisecond }
-	g := newGate(t, registry, signedBy(s), audit)
-	for image, want := range map[string]attest.Reason{
-		bad.Subject.String():                attest.ImageUnsigned,
-		"quay.io/x/y@" + bad.Subject.Digest: attest.ImageNoPolicy,
-		"ghcr.io/org/none:v1":               attest.ImageNotFound,
-		"..":                                attest.ImageReferenceInvalid,
-	} {
-		found, refusal := g.check(t, pod(runs(image, "")))
-		if refusal != nil || len(found) != 1 || found[0].Verdict != attest.VerdictWouldDeny || found[0].Reason != want {
-			t.Errorf("%s: %v %+v, want would-deny %s", image, refusal, found, want)
+	synctest.Test(t, func(t *testing.T) {
+		s := newSigner()
+		bad, slow := image("bad"), image("slow", s)
+		registry := newCollector(bad, slow)
+		g := newGate(t, registry, signedBy(s), func(c *signing.Config) { c.Mode = signing.Audit })
+		expect := func(image string, want attest.Reason) {
+			t.Helper()
+			found, refusal := g.check(t, pod(runs(image, "")))
+			if refusal != nil || len(found) != 1 || found[0].Verdict != attest.VerdictWouldDeny || found[0].Reason != want {
+				t.Errorf("%s: %v %+v, want would-deny %s", image, refusal, found, want)
+			}
 		}
-	}
-	registry.fail(away)
-	found, refusal := g.check(t, pod(pinned(image("unseen", s))))
-	if refusal != nil || found[0].Verdict != attest.VerdictWouldDeny || found[0].Reason != attest.RegistryAway {
-		t.Errorf("registry away: %v %+v", refusal, found)
-	}
-	registry.fail(nil)
-	release := registry.block("")
-	start := time.Now()
-	found, refusal = g.check(t, pod(pinned(slow)))
-	if refusal != nil || found[0].Verdict != attest.VerdictWouldDeny || found[0].Reason != attest.EvidencePending {
-		t.Errorf("registry hangs: %v %+v", refusal, found)
-	}
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("it took %s", took)
-	}
-	release()
-	landed(t, g, slow)
-	found, refusal = g.check(t, pod(pinned(slow)))
-	wantPass(t, found, refusal)
+		expect(bad.Subject.String(), attest.ImageUnsigned)
+		expect("quay.io/x/y@"+bad.Subject.Digest, attest.ImageNoPolicy)
+		expect("ghcr.io/org/none:v1", attest.ImageNotFound)
+		expect("..", attest.ImageReferenceInvalid)
+		registry.fail(away)
+		expect(image("unseen", s).Subject.String(), attest.RegistryAway)
+		registry.fail(nil)
+		release := registry.block("")
+		start := time.Now()
+		expect(slow.Subject.String(), attest.EvidencePending)
+		if took := time.Since(start); took != 500*time.Millisecond {
+			t.Errorf("it took %s", took)
+		}
+		// What is decided already is not waited for either.
+		<-time.After(time.Minute)
+		start = time.Now()
+		expect(bad.Subject.String(), attest.ImageUnsigned)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it took %s", took)
+		}
+		release()
+		<-time.After(time.Minute)
+		found, refusal := g.check(t, pod(pinned(slow)))
+		wantPass(t, found, refusal)
+	})
 }
 
 // A policy that only warns delays and refuses as little.
 func TestGateWarnPolicy(t *testing.T) {
 	t.Parallel()
-	s := newSigner()
-	registry := newCollector()
-	registry.fail(away)
-	g := newGate(t, registry, compile(cip("trial", "**", authorities(byKey("k", s)), warn)), func(c *signing.Config) { c.AuditWait = 50 * time.Millisecond })
-	found, refusal := g.check(t, pod(pinned(image("a", s))))
-	if refusal != nil || found[0].Verdict != attest.VerdictWouldDeny || found[0].Reason != attest.RegistryAway {
-		t.Errorf("%v %+v", refusal, found)
-	}
-	registry.fail(nil)
-	defer registry.block("")()
-	start := time.Now()
-	if _, refusal = g.check(t, pod(pinned(image("b", s)))); refusal != nil || time.Since(start) > 2*time.Second {
-		t.Errorf("%v after %s", refusal, time.Since(start))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := newSigner()
+		registry := newCollector()
+		registry.fail(away)
+		g := newGate(t, registry, compile(cip("trial", "**", authorities(byKey("k", s)), warn)))
+		found, refusal := g.check(t, pod(pinned(image("a", s))))
+		if refusal != nil || found[0].Verdict != attest.VerdictWouldDeny || found[0].Reason != attest.RegistryAway {
+			t.Errorf("%v %+v", refusal, found)
+		}
+		registry.fail(nil)
+		defer registry.block("")()
+		start := time.Now()
+		_, refusal = g.check(t, pod(pinned(image("b", s))))
+		if took := time.Since(start); refusal != nil || took != 500*time.Millisecond {
+			t.Errorf("%v after %s", refusal, took)
+		}
+	})
 }
 
 func TestGateConfig(t *testing.T) {
