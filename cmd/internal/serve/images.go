@@ -59,6 +59,9 @@ func buildImages(b *base, cfg *config.Config) (*imageParts, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("putting the image gate together: %w", err)
 	}
+	if p.policies != nil {
+		p.policies.Subscribe(p.gate.Reconsider)
+	}
 	return p, nil
 }
 
