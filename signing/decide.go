@@ -180,6 +180,10 @@ func (q *Question) weigh(open Decision, sides ...side) Decision {
 			remarks = append(remarks, p.Evidence.Subject.String()+" does not list it")
 			continue
 		}
+		if d.Outcome != Allow && d.Reason.Kind() == attest.KindUnavailable {
+			away = &d
+			continue
+		}
 		if s == sideNamed && q.Running.Config {
 			d.Digest = p.Evidence.Subject.Digest
 		}
@@ -295,6 +299,9 @@ func hold(p *policy.Policy, proof Proof) finding {
 		fail.detail += "; " + a.Name() + ": " + failures
 	}
 	switch {
+	case keys && proof.Evidence.Incomplete:
+		// More may be there than could be read: that is no verdict.
+		fail.reason = attest.RegistryAway
 	case keys && signatures > 0:
 		fail.reason = attest.ImageSignatureInvalid
 	case keys:

@@ -48,6 +48,14 @@ func TestDecide(t *testing.T) {
 		e.Signatures = sigs
 		return have(&e)
 	}
+	incomplete := func(e *evidence.Evidence) *evidence.Evidence {
+		cut := *e
+		cut.Incomplete = true
+		return &cut
+	}
+	partial := func(sigs ...evidence.Signature) signing.Proof {
+		return have(incomplete(signed(sigs...).Evidence))
+	}
 	attested := signed(good.statement(d, "https://spdx.dev/Document"))
 	spoilt := good.bundle(d)
 	spoilt.Bundle = []byte(strings.Replace(string(spoilt.Bundle), `"sig":"ME`, `"sig":"MF`, 1))
@@ -122,6 +130,9 @@ func TestDecide(t *testing.T) {
 		{"warns and passes", at(d), at(d), []string{cip("p", glob, authorities(byKey("k", good)), warn)}, have(single), none, signing.Allow, 0, d},
 		{"warns, and its registry is away", at(d), at(d), []string{cip("p", glob, authorities(byKey("k", good)), warn)}, without(attest.RegistryAway), none, signing.WouldDeny, attest.RegistryAway, d},
 		{"one warns, one refuses", at(d), at(d), []string{cip("p", glob, authorities(byStatic("f", "fail")), warn), cip("q", glob, authorities(byKey("k", good)))}, have(unsigned), none, signing.Deny, attest.ImageUnsigned, d},
+		{"wrong key, and more may be there than could be read", at(d), at(d), []string{keyPolicy}, partial(other.bundle(d)), none, signing.Deny, attest.RegistryAway, d},
+		{"right key, and more may be there", at(d), at(d), []string{keyPolicy}, partial(good.bundle(d)), none, signing.Allow, 0, d},
+		{"what runs beside the spec could not be read whole", at(d), repo + "@" + f1, []string{keyPolicy}, have(single), have(incomplete(foreignOther)), signing.Deny, attest.RegistryAway, f1},
 		{"one warns, one passes", at(d), at(d), []string{cip("p", glob, authorities(byKey("k", other)), warn), keyPolicy}, have(single), none, signing.WouldDeny, attest.ImageSignatureInvalid, d},
 
 		// What runs beside the digest that the spec pins.

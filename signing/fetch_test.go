@@ -173,6 +173,25 @@ func TestFetchAfterRefusal(t *testing.T) {
 	}
 }
 
+// Evidence that the registry could not give whole is no verdict, and is asked
+// for again.
+func TestFetchIncomplete(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	signed := image("a", s)
+	part := image("a", newSigner())
+	part.Incomplete = true
+	registry := newCollector(part)
+	clock := newClock()
+	g := newGate(t, registry, signedBy(s), clock.use)
+	_, refusal := g.check(t, pod(pinned(signed)))
+	wantReason(t, refusal, attest.RegistryAway)
+	registry.push(signed)
+	clock.advance(11 * time.Second)
+	found, refusal := g.check(t, pod(pinned(signed)))
+	wantPass(t, found, refusal)
+}
+
 // A refusal stands on evidence while the registry is away: a fault does not
 // turn it into something else.
 func TestFetchRefusalStands(t *testing.T) {

@@ -96,13 +96,12 @@ func (g *Gate) rule(v *view, now time.Time, pod *attest.Pod, c *attest.Container
 	}
 	d, fl := g.decideOnce(key, q, n.naming, facts, now)
 	r := ruling{decision: d.decision, provisional: provisional, flight: fl}
-	if fl != nil || d.decision.Reason.Kind() == attest.KindUnavailable {
+	if fl != nil || d.decision.Outcome == Allow {
 		return r
 	}
-	if d.decision.Outcome == Allow {
-		return r
-	}
-	for _, s := range d.rests { // somebody may have signed it meanwhile
+	// Somebody may have signed it meanwhile, or the registry may give now what it
+	// could not give then.
+	for _, s := range d.rests {
 		if again := g.fetcher.refresh(s, false); again != nil {
 			r.flight = again
 		}
