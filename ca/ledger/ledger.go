@@ -82,10 +82,13 @@ type Ledger struct {
 	lock io.Closer
 	m    metrics
 
-	mu      sync.Mutex // guards current, closed, and gone and over of batches; held only to copy
+	mu      sync.Mutex // guards what follows up to wake, and gone and over of batches; held only to copy
 	current *batch
 	closed  bool
-	wake    chan struct{} // one token: something waits in current
+	// the buffers of the last batch, for the next one
+	spareFrames []byte
+	spareRows   []row
+	wake        chan struct{} // one token: something waits in current
 
 	state    atomic.Pointer[string] // why nothing may be issued; nil if it may
 	refusals refusals
@@ -183,6 +186,8 @@ func (l *Ledger) take() *batch {
 	defer l.mu.Unlock()
 	b := l.current
 	l.current = newBatch()
+	l.current.frames, l.current.rows = l.spareFrames, l.spareRows
+	l.spareFrames, l.spareRows = nil, nil
 	return b
 }
 

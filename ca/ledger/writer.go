@@ -89,10 +89,11 @@ func (l *Ledger) pace(ctx context.Context) {
 	for {
 		_, waiters := l.peek()
 		var until time.Time
+		var more <-chan struct{}
 		switch {
 		case waiters == 0:
-			until = patience
-		case waiters >= manyWaiters:
+			until, more = patience, l.wake
+		case waiters >= manyWaiters: // company comes without being looked at
 			until = l.w.began.Add(syncGap)
 		}
 		wait := time.Until(until)
@@ -103,7 +104,7 @@ func (l *Ledger) pace(ctx context.Context) {
 		select {
 		case <-timer.C:
 			return
-		case <-l.wake: // more has come: look again
+		case <-more: // look again
 			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
@@ -136,6 +137,11 @@ func (l *Ledger) settle(b *batch, err error) {
 	close(b.done)
 	if err != nil {
 		l.keepOutcomes(b)
+	}
+	// Those who wait look at err alone.
+	l.spareFrames, l.spareRows = b.frames[:0], b.rows[:0]
+	b.frames, b.rows = nil, nil
+	if err != nil {
 		return
 	}
 	for _, o := range b.gone {
@@ -184,6 +190,7 @@ func (l *Ledger) commit(b *batch) error {
 	}
 	next := commit{records: w.last.records + uint64(len(b.rows)), chain: chain(w.last.chain, b.frames)}
 	out := next.append(b.frames)
+	b.frames = out[:len(b.frames)]
 	_, err := w.file.WriteAt(out, w.offset)
 	if err == nil {
 		err = w.file.Sync()
