@@ -156,6 +156,15 @@ func (s *scene) metrics() hallmark.Metrics {
 	return m
 }
 
+// atLeast is nil once the server has refused n times for the reason.
+func (s *scene) atLeast(reason string, n float64) error {
+	s.t.Helper()
+	if got := s.metrics().Refusals(reason); got < n {
+		return fmt.Errorf("refused %v times for %s, not yet %v", got, reason, n)
+	}
+	return nil
+}
+
 // eventually asks ready until it returns nil, for as long as given.
 func (s *scene) eventually(within time.Duration, ready func() error) {
 	s.t.Helper()

@@ -48,7 +48,7 @@ type Config struct {
 	// address.
 	Registries []string
 	// Settings change the configuration that init wrote: path ("attest.reviewCache")
-	// to value. A path that is not in it is an error.
+	// to value.
 	Settings map[string]any
 }
 
@@ -121,11 +121,10 @@ func (s *Server) Set(settings map[string]any) error {
 		for _, w := range words[:len(words)-1] {
 			room, _ = room[w].(map[string]any) // a nil map has nothing in it
 		}
-		last := words[len(words)-1]
-		if _, ok := room[last]; !ok {
-			return fmt.Errorf("changing the configuration: there is no setting %s", path)
+		if room == nil {
+			return fmt.Errorf("changing the configuration: there is no room for %s", path)
 		}
-		room[last] = value
+		room[words[len(words)-1]] = value // hallmark itself refuses what it does not know
 	}
 	if text, err = yaml.Marshal(all); err != nil {
 		return fmt.Errorf("changing the configuration: %w", err)
