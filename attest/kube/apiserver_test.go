@@ -183,7 +183,7 @@ func resourceOf(object any) string {
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
-	what := ""
+	var what string
 	switch {
 	case r.URL.Path == "/openid/v1/jwks":
 		what = "jwks"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -53,8 +54,8 @@ func meshPod(i int) *corev1.Pod {
 				"app": app, "version": "v1", "pod-template-hash": "6f7c9d8b5d", "security.istio.io/tlsMode": "istio",
 				"service.istio.io/canonical-name": app, "service.istio.io/canonical-revision": "v1", "app.kubernetes.io/part-of": "shop",
 			},
-			Annotations:   map[string]string{"sidecar.istio.io/status": string(bytes.Repeat([]byte("x"), 600)), "prometheus.io/scrape": "true"},
-			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet", Operation: "Update", FieldsV1: &metav1.FieldsV1{Raw: append(append([]byte(`{"f:x":"`), bytes.Repeat([]byte("y"), 2500)...), `"}`...)}}},
+			Annotations:   map[string]string{"sidecar.istio.io/status": strings.Repeat("x", 600), "prometheus.io/scrape": "true"},
+			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet", Operation: "Update", FieldsV1: metav1.NewFieldsV1(`{"f:x":"` + strings.Repeat("y", 2500) + `"}`)}},
 		},
 		Spec: corev1.PodSpec{
 			NodeName: fmt.Sprint("node-", i%200), ServiceAccountName: app,

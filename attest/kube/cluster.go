@@ -95,6 +95,8 @@ type Cluster struct {
 	watches [kinds]atomic.Pointer[string] // what is wrong with each; nil: nothing
 }
 
+var _ attest.Cluster = (*Cluster)(nil)
+
 // New checks cfg and returns a cluster whose view is empty until
 // [Cluster.Run] has filled it.
 func New(cfg Config) (*Cluster, error) {
@@ -195,19 +197,22 @@ func (c *Cluster) wireOf(k kind) func() wire {
 	return func() wire { return &wireMeta{} }
 }
 
-// watched notes how the last request of a watch went, and logs when that is
-// something new.
+// watched notes how the last request of a watch went, and logs when it begins or
+// ends to fail.
 func (c *Cluster) watched(k kind, err error) {
+	log := c.cfg.Log.With("cluster", c.cfg.ID, "resource", k.String())
 	if err == nil {
 		if c.watches[k].Swap(nil) != nil {
-			c.cfg.Log.Info("the API server answers again", "cluster", c.cfg.ID, "resource", k.String())
+			log.Info("the watch is back")
 		}
 		return
 	}
 	text := attest.Escape(err.Error())
-	if old := c.watches[k].Swap(&text); old == nil || *old != text {
-		c.cfg.Log.Warn("a watch failed and is begun anew", "cluster", c.cfg.ID, "resource", k.String(), "error", text)
+	level := slog.LevelDebug
+	if c.watches[k].Swap(&text) == nil {
+		level = slog.LevelWarn
 	}
+	log.Log(context.Background(), level, "the watch failed and is begun anew", "error", text)
 }
 
 // refreshKeys fetches the keys now and then; until there are any, often.

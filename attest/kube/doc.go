@@ -21,6 +21,7 @@
 //
 // What it may ask of the API server is in [Cluster.Probe], complete: create
 // tokenreviews, get /openid/v1/jwks, get, list and watch pods, nodes and service
-// accounts. It writes nothing and knows no policy. A Cluster is safe for
+// accounts (and of Probe's own, create selfsubjectaccessreviews, which every
+// account may). It writes nothing and knows no policy. A Cluster is safe for
 // concurrent use; [Cluster.Run] runs once.
 package kube

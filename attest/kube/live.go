@@ -35,8 +35,9 @@ type found struct {
 
 // Live implements [attest.Cluster].
 //
-// What the view holds and agrees with the token is the answer, as long as the
-// view is no older than Limits.Stale. A pod that is ahead of the watch is waited
+// What the view holds and agrees with the token is the answer, and counts as
+// current, as long as the view is no older than Limits.Stale: watches end and are
+// opened again all the time. A pod that is ahead of the watch is waited
 // for, and then looked up; so is one whose node or account seems to be another.
 // An older view is replaced by look-ups, and is all there is, with Current
 // false, where they cannot be had.
@@ -46,7 +47,7 @@ func (c *Cluster) Live(ctx context.Context, b attest.Bound) (attest.Live, error)
 		return attest.Live{}, attest.Deny(attest.ViewNotSynced, b.Ref().String(), "the first list is not complete")
 	}
 	stale := c.now().Sub(f.live.AsOf) > c.limits.Stale
-	if !stale && !f.agree && !f.deleted {
+	if !stale && !f.agree && !f.deleted && !c.refuted(b) {
 		f = c.await(ctx, b)
 	}
 	if f.deleted { // what has its name now, if anything, is another pod
@@ -70,6 +71,25 @@ func (c *Cluster) Live(ctx context.Context, b attest.Bound) (attest.Live, error)
 	return attest.Live{}, attest.Deny(attest.InternalError, b.Ref().String(), "looking it up: %v", err)
 }
 
+// keysOf names what stands behind a token.
+func keysOf(b attest.Bound) (pod, account, node lookupKey) {
+	return lookupKey{pods, name{b.Namespace, b.PodName}, b.PodUID},
+		lookupKey{accounts, name{b.Namespace, b.ServiceAccount}, b.ServiceAccountUID},
+		lookupKey{nodes, name{name: b.NodeName}, b.NodeUID}
+}
+
+// refuted tells whether a look-up has just shown that something behind the token
+// is gone: then there is nothing to wait for.
+func (c *Cluster) refuted(b attest.Bound) bool {
+	pod, account, node := keysOf(b)
+	for _, key := range []lookupKey{pod, account, node} {
+		if answer, ok := c.lookups.Get(key); ok && answer.Negative {
+			return true
+		}
+	}
+	return false
+}
+
 // await gives the watch a while to catch up with the token.
 func (c *Cluster) await(ctx context.Context, b attest.Bound) facts {
 	limit := c.limits.FreshWait
@@ -78,11 +98,8 @@ func (c *Cluster) await(ctx context.Context, b attest.Bound) facts {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	changed, stop := c.view.wait(
-		wanted{pods, name{b.Namespace, b.PodName}},
-		wanted{accounts, name{b.Namespace, b.ServiceAccount}},
-		wanted{nodes, name{name: b.NodeName}},
-	)
+	pod, account, node := keysOf(b)
+	changed, stop := c.view.wait(wanted{pod.kind, pod.name}, wanted{account.kind, account.name}, wanted{node.kind, node.name})
 	defer stop()
 	for {
 		if f := c.view.facts(b); f.agree || f.deleted {
@@ -103,7 +120,8 @@ func (c *Cluster) lookup(ctx context.Context, b attest.Bound, view attest.Live, 
 	if stale {
 		live.AsOf = c.now()
 	}
-	pod, err := c.get(ctx, lookupKey{pods, name{b.Namespace, b.PodName}, b.PodUID})
+	podKey, accountKey, _ := keysOf(b)
+	pod, err := c.get(ctx, podKey)
 	if err != nil {
 		return live, err
 	}
@@ -112,7 +130,7 @@ func (c *Cluster) lookup(ctx context.Context, b attest.Bound, view attest.Live, 
 		return live, nil
 	}
 	if stale || view.ServiceAccountUID != b.ServiceAccountUID {
-		account, err := c.get(ctx, lookupKey{accounts, name{b.Namespace, b.ServiceAccount}, b.ServiceAccountUID})
+		account, err := c.get(ctx, accountKey)
 		if err != nil {
 			return live, err
 		}

@@ -45,7 +45,17 @@ func RESTConfig(kubeconfig string) (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the Kubernetes API: %w", err)
 	}
+	bounded(cfg)
 	return cfg, nil
+}
+
+// bounded limits how long a connection may take to open. Requests have deadlines
+// of their own; a watch has none, and client-go's HTTP/2 pings end one whose
+// other side is gone.
+func bounded(cfg *rest.Config) {
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{Timeout: dialTime, KeepAlive: keepAlive}).DialContext
+	}
 }
 
 // api speaks HTTP to one API server. It retries nothing and waits for no bucket:
@@ -59,9 +69,7 @@ func newAPI(cfg *rest.Config) (*api, error) {
 	cfg = rest.CopyConfig(cfg)
 	cfg.UserAgent = userAgent
 	cfg.Timeout = 0 // a watch has none; calls bring their own
-	if cfg.Dial == nil {
-		cfg.Dial = (&net.Dialer{Timeout: dialTime, KeepAlive: keepAlive}).DialContext
-	}
+	bounded(cfg)
 	base, _, err := rest.DefaultServerUrlFor(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("reading the address of the Kubernetes API: %w", err)
@@ -101,7 +109,7 @@ func (a *api) open(ctx context.Context, method, path string, query url.Values, b
 	}
 	res, err := a.http.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, &transportError{err}
 	}
 	if res.StatusCode < 200 || res.StatusCode > 299 {
 		defer res.Body.Close()
@@ -129,6 +137,20 @@ func (a *api) call(ctx context.Context, method, path string, body, into any) err
 	}
 	return nil
 }
+
+// transportError says that no answer came.
+type transportError struct{ err error }
+
+// Error leaves out the address with its query: it is different at every try.
+func (e *transportError) Error() string {
+	var at *url.Error
+	if errors.As(e.err, &at) {
+		return at.Err.Error()
+	}
+	return e.err.Error()
+}
+
+func (e *transportError) Unwrap() error { return e.err }
 
 // decodeError is an answer that is no answer.
 type decodeError struct{ err error }
@@ -162,6 +184,6 @@ func away(err error) bool {
 		return code == http.StatusTooManyRequests || code >= http.StatusInternalServerError
 	}
 	var network net.Error
-	var transport *url.Error
+	var transport *transportError
 	return errors.As(err, &transport) || errors.As(err, &network)
 }

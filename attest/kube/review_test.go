@@ -418,8 +418,8 @@ func TestAnswersThatAreNone(t *testing.T) {
 	for name, fault := range map[string]func(http.ResponseWriter){
 		"401":      func(w http.ResponseWriter) { write(w, 401, status(401, metav1.StatusReasonUnauthorized, "")) },
 		"403":      func(w http.ResponseWriter) { write(w, 403, status(403, metav1.StatusReasonForbidden, "")) },
-		"404":      func(w http.ResponseWriter) { http.Error(w, "no such page", 404) },
-		"redirect": func(w http.ResponseWriter) { w.Header().Set("Location", "/elsewhere"); w.WriteHeader(302) },
+		"404":      func(w http.ResponseWriter) { http.Error(w, "no such page", http.StatusNotFound) },
+		"redirect": func(w http.ResponseWriter) { w.Header().Set("Location", "/elsewhere"); w.WriteHeader(http.StatusFound) },
 		"web page": func(w http.ResponseWriter) { fmt.Fprint(w, "<html>") },
 		"huge": func(w http.ResponseWriter) {
 			for range 6 << 10 {
