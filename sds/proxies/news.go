@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hallmark-ca/hallmark/attest"
 	"github.com/hallmark-ca/hallmark/ca"
@@ -151,16 +152,23 @@ func (c *crew) wait() {
 	c.group.Wait()
 }
 
-// slot waits for leave to put a question that nobody waits for. hurry is closed
-// when somebody does; then the question is put without leave. It reports false
-// where the work is over.
-func (ps *Proxies) slot(ctx context.Context, hurry <-chan struct{}) (release func(), ok bool) {
+// slot waits for leave to put a question that nobody waits for. Once somebody
+// does, or the certificate is close to its end, the question is put without
+// leave. It reports false where the work is over.
+func (ps *Proxies) slot(ctx context.Context, q turn) (release func(), ok bool) {
+	var last <-chan time.Time
+	if q.last > 0 {
+		timer := time.NewTimer(q.last)
+		defer timer.Stop()
+		last = timer.C
+	}
 	select {
 	case ps.slots <- struct{}{}:
 		return func() { <-ps.slots }, true
-	case <-hurry:
-		return func() {}, true
+	case <-q.hurry:
+	case <-last:
 	case <-ctx.Done():
 		return nil, false
 	}
+	return func() {}, true
 }

@@ -58,6 +58,12 @@ type held struct {
 	digests     []string
 }
 
+// late is from when on a renewal waits for nobody: the last quarter of the life.
+func (h *held) late() time.Time {
+	ends := h.svid.Ends()
+	return ends.Add(-ends.Sub(h.issued) / 4)
+}
+
 func newProxy(owner *Proxies, caller attest.Caller) *proxy {
 	return &proxy{owner: owner, instance: caller.Instance(), identity: caller.Identity, caller: caller, holders: map[*holder]struct{}{}}
 }
@@ -167,8 +173,8 @@ func (p *proxy) pending(now time.Time) trigger {
 	t := p.change
 	if p.held != nil && !now.Before(p.held.due) && p.wanted() {
 		t = max(t, background)
-		if left := p.held.svid.Ends().Sub(now); left < p.held.svid.Ends().Sub(p.held.issued)/4 {
-			t = urgent // those that end soon wait for nobody
+		if !now.Before(p.held.late()) {
+			t = urgent
 		}
 	}
 	return t

@@ -2,10 +2,12 @@ package proxies_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +17,8 @@ import (
 	"github.com/hallmark-ca/hallmark/attest"
 	"github.com/hallmark-ca/hallmark/ca"
 	"github.com/hallmark-ca/hallmark/ca/catest"
+	"github.com/hallmark-ca/hallmark/ca/ledger"
+	"github.com/hallmark-ca/hallmark/sds/proxies"
 	"github.com/hallmark-ca/hallmark/sds/sdstest"
 )
 
@@ -24,6 +28,9 @@ var errLedger = errors.New("no space left on device")
 // next passes time until c has a newer leaf than it had, and accepts it.
 func next(t *testing.T, c *sdstest.Stream, step, limit time.Duration) time.Duration {
 	t.Helper()
+	for synctest.Wait(); c.Waiting(); synctest.Wait() {
+		c.Ack()
+	}
 	start, old := time.Now(), serial(t, c)
 	for time.Since(start) < limit {
 		pass(step)
@@ -85,8 +92,9 @@ func TestLivesOfSeconds(t *testing.T) {
 				for range 20 {
 					next(t, c, 50*time.Millisecond, life)
 				}
-				if s.issued() != 21 {
-					t.Errorf("%d certificates were issued, want 21", s.issued())
+				// Whole seconds and jitter can make two of one where lives are that short.
+				if s.issued() < 21 || s.issued() > 42 {
+					t.Errorf("%d certificates were issued, want about 21", s.issued())
 				}
 			})
 		})
@@ -152,6 +160,9 @@ func TestRenewalUnavailable(t *testing.T) {
 		}
 		pass(3 * time.Second)
 		expectEnd(t, c, codes.Unavailable, "LedgerUnwritable")
+		if got := s.Count(t, "hallmark_sds_proxies"); got != 0 {
+			t.Errorf("%v proxies are kept with a certificate that has ended", got)
+		}
 		if len(c.Responses()) != 2 {
 			t.Errorf("%d responses", len(c.Responses()))
 		}
@@ -169,6 +180,43 @@ func TestUnavailableChange(t *testing.T) {
 		s.Gate.Deny(image, attest.ImageUnsigned)
 		pass(3 * time.Second)
 		expectEnd(t, c, codes.PermissionDenied, "ImageUnsigned")
+
+		// However long the pauses have become, news are acted on at once.
+		s.Gate.Pass(image)
+		c = s.subscribed(t, s.token, "default")
+		s.Gate.Deny(image, attest.RegistryAway)
+		s.announce(attest.Change{Digest: digest})
+		pass(5 * time.Minute)
+		expectOpen(t, c)
+		s.Gate.Deny(image, attest.ImageUnsigned)
+		s.announce(attest.Change{Instance: s.instance()})
+		expectEnd(t, c, codes.PermissionDenied, "ImageUnsigned")
+	})
+}
+
+// TestNobodyStarves: questions that nobody waits for take turns, but not those
+// of certificates that end soon.
+func TestNobodyStarves(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, 2*time.Minute, func(cfg *proxies.Config) { cfg.Parallel = 1 })
+		var stuck atomic.Bool
+		s.Authority.Ledger.OnAppend = func(ctx context.Context, i *ledger.Intent) error {
+			if stuck.Load() && i.Pod != s.pod.Ref.Name {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}
+		c := s.subscribed(t, s.token, "default")
+		for i := range 60 {
+			_, token := s.Pod("shop", fmt.Sprint("stuck-", i), "web", image)
+			s.subscribed(t, token, "default")
+		}
+		stuck.Store(true)
+		for range 5 {
+			next(t, c, time.Second, 95*time.Second)
+		}
 	})
 }
 
@@ -232,6 +280,9 @@ func TestNobodyRenewsForNobody(t *testing.T) {
 		synctest.Wait()
 		if s.issued() != 3 || len(roots.Responses()) != 2 {
 			t.Errorf("%d certificates and %d responses, want 3 and 2", s.issued(), len(roots.Responses()))
+		}
+		if got := s.Count(t, "hallmark_sds_asks_total", "what", "renewal"); got != 0 {
+			t.Errorf("%v renewals, want none: an SVID that nobody wants does not wait to be renewed", got)
 		}
 	})
 }

@@ -28,14 +28,14 @@ type round struct {
 func (p *proxy) rounds() {
 	ctx := p.owner.work
 	for {
-		t, hurry := p.next()
-		if t == nothing {
+		q := p.next()
+		if q.how == nothing {
 			break
 		}
 		release := func() {}
-		if t == background {
+		if q.how == background {
 			var ok bool
-			if release, ok = p.owner.slot(ctx, hurry); !ok {
+			if release, ok = p.owner.slot(ctx, q); !ok {
 				return // shutting down
 			}
 		}
@@ -62,23 +62,34 @@ func (p *proxy) rounds() {
 	}
 }
 
-// next tells what to ask; nothing ends rounds, and the proxy with them if it has
-// neither a stream nor an SVID.
-func (p *proxy) next() (trigger, <-chan struct{}) {
+// turn is how a question waits to be put.
+type turn struct {
+	how   trigger
+	hurry <-chan struct{} // closed when somebody waits for the answer
+	last  time.Duration   // until the certificate is close to its end; 0: it is not at stake
+}
+
+// next tells whether there is something to ask. If not, rounds ends, and the
+// proxy with it if it has neither a stream nor an SVID.
+func (p *proxy) next() turn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.owner.cfg.Now()
-	t := p.pending(now)
+	q := turn{how: p.pending(now)}
 	if len(p.holders) == 0 && p.held == nil && !p.gone {
 		p.leave()
 	}
-	if p.gone || t == nothing {
+	if p.gone || q.how == nothing {
 		p.asking = false
 		p.arm(now)
-		return nothing, nil
+		return turn{}
 	}
 	p.hurry = make(chan struct{})
-	return t, p.hurry
+	q.hurry = p.hurry
+	if p.held != nil {
+		q.last = max(p.held.late().Sub(now), time.Millisecond)
+	}
+	return q
 }
 
 // begin decides what is asked: for a certificate where one is needed, else only
