@@ -53,7 +53,11 @@ func leafOf(t *testing.T, life time.Duration) func(*ca.Config) {
 func play(t *testing.T, change func(*proxies.Config), test func(t *testing.T, s *scene)) {
 	t.Helper()
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) { test(t, newScene(t, 30*time.Minute, change)) })
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, 30*time.Minute, change)
+		synctest.Wait()
+		test(t, s)
+	})
 }
 
 func newScene(t *testing.T, life time.Duration, change func(*proxies.Config)) *scene {
@@ -73,7 +77,6 @@ func newScene(t *testing.T, life time.Duration, change func(*proxies.Config)) *s
 	}
 	s.stop = run(t, s.proxies.Run)
 	run(t, s.server.Run)
-	synctest.Wait()
 	return s
 }
 
