@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallmark-ca/hallmark/test/tools"
 )
 
 func TestPercentile(t *testing.T) {
@@ -101,5 +104,28 @@ func TestRunWithoutRootsFails(t *testing.T) {
 	token := t.TempDir() + "/missing"
 	if err := run(context.Background(), strings.Fields("--target 127.0.0.1:1 --bundle "+token+" --token-file "+token), io.Discard, io.Discard); err == nil {
 		t.Error("a run without roots succeeded")
+	}
+}
+
+// A short run against the real thing: every request gets its certificate, on one
+// connection after another.
+func TestDrivesHallmark(t *testing.T) {
+	tools.Need(t, "etcd", "kube-apiserver")
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	for _, mode := range []string{"", " --reconnect"} {
+		var out, notes bytes.Buffer
+		if err := run(ctx, strings.Fields("--json --callers 4 --connections 2 --tokens 4 --rounds 1 --requests 40"+mode), &out, &notes); err != nil {
+			t.Fatalf("%v\n%s", err, &notes)
+		}
+		var got struct {
+			Servers []summary `json:"servers"`
+		}
+		if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Servers) != 1 || got.Servers[0].Certificates != 40 || got.Servers[0].Errors != 0 || got.Servers[0].P50 <= 0 {
+			t.Errorf("measured %+v", got.Servers)
+		}
 	}
 }
