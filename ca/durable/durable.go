@@ -115,9 +115,13 @@ func Replace(fsys FS, name string, data []byte) error {
 
 // WriteNew makes a file that must not exist yet, durable on return.
 func WriteNew(fsys FS, name string, data []byte) error {
-	if f, err := fsys.Open(name); err == nil {
+	f, err := fsys.Open(name)
+	switch {
+	case err == nil:
 		f.Close()
 		return fmt.Errorf("writing %s: %w", name, fs.ErrExist)
+	case !errors.Is(err, fs.ErrNotExist): // it may be there
+		return fmt.Errorf("writing %s: %w", name, err)
 	}
 	return Replace(fsys, name, data)
 }

@@ -47,8 +47,10 @@ func (o osFS) SyncDir(dir string) error {
 }
 
 func (o osFS) MkdirAll(dir string) error {
-	_, err := os.Stat(o.root)
-	founded := errors.Is(err, os.ErrNotExist)
+	missing, err := missingAbove(o.root)
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(o.at(dir), 0o700); err != nil {
 		return err
 	}
@@ -59,10 +61,26 @@ func (o osFS) MkdirAll(dir string) error {
 			return err
 		}
 	}
-	if founded {
-		return OS(filepath.Dir(o.root)).SyncDir(".")
+	for _, d := range missing {
+		if err := OS(filepath.Dir(d)).SyncDir("."); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// missingAbove returns dir and the folders above it that do not exist.
+func missingAbove(dir string) ([]string, error) {
+	dir, err := filepath.Abs(dir)
+	var missing []string
+	for err == nil {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			return missing, err
+		}
+		missing = append(missing, dir)
+		dir = filepath.Dir(dir)
+	}
+	return nil, err
 }
 
 func (o osFS) List(dir string) ([]string, error) {

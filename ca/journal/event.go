@@ -149,9 +149,33 @@ func issuing(s *State, b *Body) error {
 		return fmt.Errorf("it names an issuing CA under %s, which is not the active root", b.Issuing.Root)
 	case b.Issuing.Tainted != "":
 		return errors.New("it names an issuing CA that is tainted from the start")
+	case slices.ContainsFunc(s.Issuing, func(ca IssuingCA) bool { return ca.ID == b.Issuing.ID }):
+		return fmt.Errorf("it names issuing CA %s once more", b.Issuing.ID)
+	}
+	if err := b.Issuing.check(root); err != nil {
+		return fmt.Errorf("issuing CA %s: %w", b.Issuing.ID, err)
 	}
 	s.Issuing = append(s.Issuing, *b.Issuing)
 	return nil
+}
+
+// check holds what is said of an issuing CA against its certificate.
+func (ca *IssuingCA) check(root Root) error {
+	cert, err := x509.ParseCertificate(ca.Certificate)
+	if err != nil {
+		return err
+	}
+	parent, err := x509.ParseCertificate(root.Certificate)
+	if err != nil {
+		return fmt.Errorf("root %s: %w", root.ID, err)
+	}
+	switch {
+	case hex.EncodeToString(cert.SubjectKeyId) != ca.ID:
+		return errors.New("its certificate has another key identifier")
+	case !cert.IsCA || !cert.NotAfter.Equal(ca.NotAfter):
+		return errors.New("its certificate is no CA, or ends at another time")
+	}
+	return cert.CheckSignatureFrom(parent)
 }
 
 func taint(s *State, b *Body) error {
@@ -184,6 +208,20 @@ func destroyed(s *State, b *Body) error {
 func fold(s *State, b *Body) error {
 	if b.Folded.Sequence < s.Sequence {
 		return errors.New("it lowers the bundle's sequence")
+	}
+	active := 0
+	for _, r := range b.Folded.Roots {
+		if r.Phase == Active {
+			active++
+		}
+	}
+	if active != 1 {
+		return fmt.Errorf("it has %d active roots", active)
+	}
+	if len(s.heads) > 0 {
+		if err := b.Folded.repeats(s, b.Time); err != nil {
+			return err
+		}
 	}
 	s.Roots, s.Issuing, s.Sequence = b.Folded.Roots, b.Folded.Issuing, b.Folded.Sequence
 	if b.Folded.Course != "" {

@@ -20,8 +20,6 @@ const (
 	// maxFile bounds the journal: 20 replicas and their folded history fit in
 	// 256 KiB.
 	maxFile = 4 << 20
-	// foldAt is how many expired issuing CAs are kept before they are folded.
-	foldAt = 32
 )
 
 // File is the store of a single replica: one file, a record a line, replaced as
@@ -31,7 +29,8 @@ type File struct {
 	dir  string
 	lock io.Closer
 
-	mu sync.Mutex // one writer at a time
+	mu      sync.Mutex // one reader or writer at a time; guards settled
+	settled bool       // what the file shows is durable
 }
 
 // OpenFile opens the store in dir for this process alone; [durable.ErrLocked]
@@ -86,7 +85,53 @@ func read(fsys durable.FS, dir string) ([]Record, error) {
 func (f *File) Load(context.Context) (State, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return ReadFile(f.fsys, f.dir)
+	state, _, err := f.load()
+	return state, err
+}
+
+// load reads the records, after it has made sure that they are durable: an
+// earlier process may have died in the middle of a write, and a write of ours
+// may have failed behind its rename. What is visible then is written once more,
+// so that what others base on it cannot vanish.
+func (f *File) load() (State, []Record, error) {
+	records, err := read(f.fsys, f.dir)
+	if err != nil {
+		return State{}, nil, err
+	}
+	state, err := Replay(records)
+	if err != nil {
+		return State{}, nil, err
+	}
+	if !f.settled {
+		if err := f.write(records); err != nil {
+			return State{}, nil, fmt.Errorf("settling journal: %w: %w", ErrStateUnknown, err)
+		}
+	}
+	return state, records, nil
+}
+
+// write replaces the file.
+func (f *File) write(records []Record) error {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	for _, r := range records {
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+	}
+	if out.Len() > maxFile { // nobody could read it
+		return fmt.Errorf("the journal would have %d bytes, at most %d", out.Len(), maxFile)
+	}
+	err := durable.Replace(f.fsys, path.Join(f.dir, fileName), out.Bytes())
+	var unknown *durable.UnknownError
+	switch {
+	case err == nil:
+		f.settled = true
+	case errors.As(err, &unknown):
+		f.settled = false
+		return fmt.Errorf("%w: %w", ErrStateUnknown, err)
+	}
+	return err
 }
 
 // Append implements [Store]: compare and swap on the number and hash that rec
@@ -94,43 +139,24 @@ func (f *File) Load(context.Context) (State, error) {
 func (f *File) Append(_ context.Context, rec Record) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	records, err := read(f.fsys, f.dir)
+	state, records, err := f.load()
 	if err != nil && !errors.Is(err, ErrNoJournal) {
 		return err
 	}
-	state, err := Replay(records)
+	b, err := decode(rec.Body)
 	if err != nil {
-		return err
-	}
-	var head struct {
-		Number   uint64
-		Previous string
-		Folded   json.RawMessage
-	}
-	if err := json.Unmarshal(rec.Body, &head); err != nil {
 		return fmt.Errorf("appending to journal: %w", err)
 	}
-	if head.Number != state.Number+1 || head.Previous != state.Head {
-		return fmt.Errorf("appending to journal: record %d does not follow %d: %w", head.Number, state.Number, ErrConflict)
+	if b.Number != state.Number+1 || b.Previous != state.Head {
+		return fmt.Errorf("appending to journal: record %d does not follow %d: %w", b.Number, state.Number, ErrConflict)
 	}
 	if _, err := apply(state, rec); err != nil {
 		return fmt.Errorf("appending to journal: %w", err)
 	}
-	if head.Folded != nil { // it stands for all before it
+	if b.Folded != nil { // it stands for all before it
 		records = nil
 	}
-	var out bytes.Buffer
-	enc := json.NewEncoder(&out)
-	for _, r := range append(records, rec) {
-		if err := enc.Encode(r); err != nil {
-			return fmt.Errorf("appending to journal: %w", err)
-		}
-	}
-	if err := durable.Replace(f.fsys, path.Join(f.dir, fileName), out.Bytes()); err != nil {
-		var unknown *durable.UnknownError
-		if errors.As(err, &unknown) {
-			return fmt.Errorf("appending to journal: %w: %w", ErrStateUnknown, err)
-		}
+	if err := f.write(append(records, rec)); err != nil {
 		return fmt.Errorf("appending to journal: %w", err)
 	}
 	return nil

@@ -135,6 +135,10 @@ type Folded struct {
 	Issuing  []IssuingCA `json:"issuing"`
 	Sequence uint64      `json:"sequence"`
 	Course   Course      `json:"course,omitempty"`
+	// Heads are the hashes of the records before the last one that is replaced,
+	// the newest first: whoever has seen one of them can tell that this is its
+	// continuation.
+	Heads []string `json:"heads,omitempty"`
 }
 
 // Record is a body as it was signed.
@@ -206,8 +210,7 @@ func (s *State) Extends(number uint64, head string) bool {
 	if known, ok := s.heads[number]; ok {
 		return known == head
 	}
-	// Folded away: a record after it carries on its chain, and is signed.
-	return number < s.Number
+	return false // of another history, or too old to tell
 }
 
 // Certificates parses the certificates of the bundle: of all roots that are

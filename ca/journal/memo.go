@@ -18,7 +18,8 @@ type Memo struct {
 	Sequence uint64 `json:"sequence"`
 }
 
-// ErrRolledBack says that the journal does not continue what was seen before.
+// ErrRolledBack says that the journal does not continue what was seen before, or
+// that nobody can tell any more whether it does.
 var ErrRolledBack = errors.New("the journal was rolled back or replaced: it does not continue what this replica has seen")
 
 // CheckMemo holds state against the memo in file, and then moves the memo up to

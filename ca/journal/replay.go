@@ -77,6 +77,9 @@ func apply(s State, rec Record) (State, error) {
 	sum := sha256.Sum256(rec.Body)
 	next.Number, next.Head, next.TrustDomain = b.Number, hex.EncodeToString(sum[:]), b.TrustDomain
 	next.heads[b.Number] = next.Head
+	if b.Folded != nil {
+		b.Folded.remember(b.Number, b.Previous, next.heads)
+	}
 	return next, nil
 }
 
@@ -86,12 +89,16 @@ func decode(raw []byte) (Body, error) {
 	if err := json.Unmarshal(raw, &version); err != nil {
 		return Body{}, fmt.Errorf("decoding: %w", err)
 	}
-	if version.Format < 1 || version.OldestReader > Format {
+	if version.Format < 1 || version.OldestReader < 1 || version.OldestReader > Format {
 		return Body{}, fmt.Errorf("format %d needs a reader of at least %d, this release reads up to %d: use a newer release", version.Format, version.OldestReader, Format)
 	}
 	var b Body
 	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
+	// A newer format that this reader may read has fields that it may not know;
+	// one of its own has none.
+	if version.Format <= Format {
+		dec.DisallowUnknownFields()
+	}
 	if err := dec.Decode(&b); err != nil {
 		return Body{}, fmt.Errorf("decoding: %w", err)
 	}

@@ -4,8 +4,9 @@
 // A kind of KMS is there when its package is linked in: a build that wants
 // another one imports the library's package for it. Private keys never pass
 // through this package's errors, and a sealed key's passphrase comes from a
-// file that only its owner can read, never from configuration or environment.
-// The package keeps no state.
+// file that strangers cannot read, never from configuration or environment. Its
+// group may read it: that is how a cluster mounts a secret for an account that
+// is not root. The package keeps no state.
 package keys
 
 import (
@@ -38,10 +39,11 @@ type Config struct {
 	PassphraseFile string
 }
 
-// Bounds of a passphrase, in bytes.
+// Bounds of a passphrase and of a sealed key, in bytes.
 const (
 	minPassphrase = 16
 	maxPassphrase = 4096
+	maxSealed     = 64 << 10
 )
 
 // URI returns the URI of a sealed key file, relative to [Config.Dir].
@@ -103,15 +105,12 @@ func fileRequest(rawURI string, cfg Config) (*apiv1.CreateSignerRequest, error) 
 	if !filepath.IsAbs(file) {
 		file = filepath.Join(cfg.Dir, file)
 	}
-	if err := checkPrivate(file); err != nil {
-		return nil, err
-	}
-	sealed, err := os.ReadFile(file)
+	sealed, err := readPrivate(file, maxSealed)
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(sealed)
-	if block == nil || block.Type != "ENCRYPTED PRIVATE KEY" {
+	block, rest := pem.Decode(sealed)
+	if block == nil || block.Type != "ENCRYPTED PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
 		return nil, fmt.Errorf("%s is no sealed key (PEM block ENCRYPTED PRIVATE KEY): a key in the clear is not used", file)
 	}
 	passphrase, err := Passphrase(cfg.PassphraseFile)
@@ -146,21 +145,13 @@ func NewPassphrase() []byte {
 	return []byte(base64.RawURLEncoding.EncodeToString(b[:]) + "\n")
 }
 
-// Passphrase reads a passphrase of 16 to 4096 bytes from a file that group and
-// others cannot read. One final newline does not count.
+// Passphrase reads a passphrase of 16 to 4096 bytes from a file that strangers
+// cannot read. One final newline does not count.
 func Passphrase(file string) ([]byte, error) {
 	if file == "" {
 		return nil, errors.New("reading passphrase: no file is configured (authority.passphraseFile)")
 	}
-	if err := checkPrivate(file); err != nil {
-		return nil, fmt.Errorf("reading passphrase: %w", err)
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, fmt.Errorf("reading passphrase: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxPassphrase+2))
+	text, err := readPrivate(file, maxPassphrase+1)
 	if err != nil {
 		return nil, fmt.Errorf("reading passphrase: %w", err)
 	}
@@ -171,15 +162,33 @@ func Passphrase(file string) ([]byte, error) {
 	return text, nil
 }
 
-// checkPrivate refuses a file that others can read. A Secret mounted by kubelet
-// is read through symbolic links, which Stat follows.
-func checkPrivate(file string) error {
-	info, err := os.Stat(file)
+// readPrivate reads a file of at most limit bytes, and refuses one that
+// everyone can read or change. A mounted secret is read through symbolic links.
+func readPrivate(file string, limit int64) ([]byte, error) {
+	// A pipe would be waited for.
+	if info, err := os.Stat(file); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file", file)
+	}
+	f, err := os.Open(file)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat() // of what is read, whatever the name is now
+	if err != nil {
+		return nil, err
 	}
 	if mode := info.Mode().Perm(); mode&0o007 != 0 {
-		return fmt.Errorf("%s can be read by everyone (mode %#o): chmod 600 %s", file, mode, file)
+		return nil, fmt.Errorf("%s can be read by everyone (mode %#o): chmod 600 %s", file, mode, file)
 	}
-	return nil
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("%s has more than %d bytes", file, limit)
+	}
+	return data, nil
 }

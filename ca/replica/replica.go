@@ -1,11 +1,12 @@
-// Package replica makes one replica able to sign: it follows the journal, makes
-// an issuing CA whose key never leaves memory, has the root sign it, journals
-// it, and only then puts a new Snapshot in force. It renews at half of the
-// issuing CA's life and before that whenever the journal asks for it.
+// Package replica makes one replica able to sign: it reads the journal, makes an
+// issuing CA whose key never leaves memory, has the root sign it, journals it,
+// and only then puts a new Snapshot in force. It renews at half of the issuing
+// CA's life.
 //
 // Whatever fails leaves the last Snapshot in force: a CA that stops or restarts
 // because a disk or an HSM is away would be a new way for a mesh to go down.
-// The root's key is opened for each signature and let go after it.
+// The root's key is opened for each signature and let go after it. Run and Renew
+// are for one goroutine, Ready is for any.
 package replica
 
 import (
@@ -130,7 +131,10 @@ func (r *Replica) attempt(ctx context.Context) (time.Duration, error) {
 		r.err = err
 		r.mu.Unlock()
 		if err == nil {
-			return issuer.NotAfter.Sub(r.cfg.Now()) / 2, nil
+			// Near its root's end an issuing CA is short; the next one would be
+			// shorter still, and then the next.
+			least := min(lastRetry, r.cfg.Lifetime/4)
+			return max(least, issuer.NotAfter.Sub(r.cfg.Now())/2), nil
 		}
 		r.failed.Inc()
 		r.cfg.Log.Error("making an issuing CA failed; the last one stays in force", "error", err, "retryIn", delay.String())
@@ -169,6 +173,11 @@ func (r *Replica) Renew(ctx context.Context) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Whether the mesh could use it is known before the journal grows by it: a
+	// fault that stays would add a record at each attempt.
+	if _, err := r.snapshot(state, signer, issuer); err != nil {
+		return nil, err
+	}
 	// 3. The journal knows it. A cut here leaves a CA that never signed. If the
 	// outcome is unknown, this one is given up: the next attempt makes another.
 	state, err = r.record(ctx, state, root, key, issuer)
@@ -179,14 +188,7 @@ func (r *Replica) Renew(ctx context.Context) (*x509.Certificate, error) {
 		return nil, err
 	}
 	// 4. It signs.
-	roots, err := state.Certificates()
-	if err != nil {
-		return nil, err
-	}
-	snap, err := ca.NewSnapshot(ca.SnapshotConfig{
-		TrustDomain: r.cfg.TrustDomain, Sequence: state.Sequence, Signer: signer,
-		Chain: []*x509.Certificate{issuer}, Roots: roots,
-	}, r.cfg.Now())
+	snap, err := r.snapshot(state, signer, issuer)
 	if err != nil {
 		return nil, err
 	}
@@ -197,6 +199,17 @@ func (r *Replica) Renew(ctx context.Context) (*x509.Certificate, error) {
 	r.ownEnd.Set(float64(issuer.NotAfter.Unix()))
 	r.cfg.Log.Info("issuing CA in force", "authority", snap.AuthorityID(), "root", root.ID, "notAfter", issuer.NotAfter, "sequence", state.Sequence)
 	return issuer, nil
+}
+
+func (r *Replica) snapshot(state journal.State, signer crypto.Signer, issuer *x509.Certificate) (*ca.Snapshot, error) {
+	roots, err := state.Certificates()
+	if err != nil {
+		return nil, err
+	}
+	return ca.NewSnapshot(ca.SnapshotConfig{
+		TrustDomain: r.cfg.TrustDomain, Sequence: state.Sequence, Signer: signer,
+		Chain: []*x509.Certificate{issuer}, Roots: roots,
+	}, r.cfg.Now())
 }
 
 func (r *Replica) openRoot(ctx context.Context, state *journal.State) (journal.Root, *x509.Certificate, crypto.Signer, error) {
