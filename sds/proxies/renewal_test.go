@@ -56,7 +56,7 @@ func TestRenewal(t *testing.T) {
 		key := a.Have()["default"].GetTlsCertificate().GetPrivateKey().GetInlineBytes()
 		for n := range 3 {
 			leaf := sdstest.Leaf(t, a.Have()["default"])
-			half := leaf.NotAfter.Sub(time.Now()) / 2
+			half := time.Until(leaf.NotAfter) / 2
 			after := next(t, a, time.Second, time.Hour)
 			b.Ack()
 			synctest.Wait()

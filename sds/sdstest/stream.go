@@ -32,7 +32,7 @@ import (
 )
 
 // requestBuffer is how many requests a client can be ahead of the server.
-const requestBuffer = 1024
+const requestBuffer = 64
 
 // Stream is one stream and the client's view of it.
 type Stream struct {
