@@ -32,7 +32,10 @@ type Config struct {
 	// LintShape runs the slow lints on the first certificate of each shape (key
 	// kind and profile) under each issuer, before it is signed. Its signature
 	// is a placeholder. nil runs none.
-	LintShape  func(der []byte) error
+	LintShape func(der []byte) error
+	// Issued is told of each certificate of a caller before it leaves; nil tells
+	// nobody. It MUST NOT block.
+	Issued     func(door string, issued *Issued)
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 	Now        func() time.Time
@@ -42,6 +45,7 @@ type Config struct {
 type Authority struct {
 	cfg     Config
 	current atomic.Pointer[Snapshot]
+	serving atomic.Pointer[Snapshot] // of Mint, where it differs
 	clipped prometheus.Counter
 
 	mu   sync.Mutex // guards subs, and the order in which snapshots are installed
@@ -79,6 +83,25 @@ func (a *Authority) Subscribe(fn func(*Snapshot)) {
 	}
 }
 
+// InstallServing makes [Authority.Mint] sign under s, or under the current
+// snapshot again where s is nil, and tells the subscribers. While an old root is
+// trusted, clients may know no other: our own certificate stays under it.
+func (a *Authority) InstallServing(s *Snapshot) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.serving.Store(s)
+	if current := a.current.Load(); current != nil {
+		a.tell(current)
+	}
+}
+
+// tell hands s to the subscribers; mu is held.
+func (a *Authority) tell(s *Snapshot) {
+	for _, fn := range a.subs {
+		fn(s)
+	}
+}
+
 // Install puts s in force. Only ca/replica calls it, after what s rests on is
 // durable in the journal. The bundle never goes back, and never changes without
 // its sequence: consumers would keep the old one (SPIFFE Trust Domain and Bundle
@@ -100,8 +123,6 @@ func (a *Authority) Install(s *Snapshot) error {
 		}
 	}
 	a.current.Store(s)
-	for _, fn := range a.subs {
-		fn(s)
-	}
+	a.tell(s)
 	return nil
 }

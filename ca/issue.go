@@ -97,7 +97,11 @@ func (a *Authority) Issue(ctx context.Context, grant *attest.Grant, req Request)
 	if err != nil {
 		return nil, err
 	}
-	return &Issued{DER: der, Serial: serialHex, NotBefore: validity.NotBefore, IssuedAt: validity.Issued, NotAfter: validity.NotAfter, Snapshot: snap, Facts: facts}, nil
+	issued := &Issued{DER: der, Serial: serialHex, NotBefore: validity.NotBefore, IssuedAt: validity.Issued, NotAfter: validity.NotAfter, Snapshot: snap, Facts: facts}
+	if a.cfg.Issued != nil {
+		a.cfg.Issued(req.Door, issued)
+	}
+	return issued, nil
 }
 
 func (a *Authority) validity(now time.Time, snap *Snapshot, req Request, provisional bool) (profile.Validity, error) {

@@ -47,10 +47,13 @@ func (s Serving) check() error {
 	return nil
 }
 
-// Mint makes a serving certificate for a key of our own, under the current
-// snapshot and recorded as every other.
+// Mint makes a serving certificate for a key of our own, under the snapshot of
+// [Authority.InstallServing] or the current one, and recorded as every other.
 func (a *Authority) Mint(ctx context.Context, names Serving, pub crypto.PublicKey) (*Issued, error) {
-	snap := a.current.Load()
+	snap := a.serving.Load()
+	if snap == nil {
+		snap = a.current.Load()
+	}
 	if snap == nil {
 		return nil, errors.New("minting serving certificate: no snapshot is installed")
 	}
