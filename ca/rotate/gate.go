@@ -150,6 +150,9 @@ func gateB(root, active journal.Root, v view) Gate {
 		g.Mend = "retire the older one first, or --force --reason"
 	case ours && !r.Begun.IsZero() && !r.Broken && s.UnseenCount == 0:
 		g.Open, g.Confirmed = true, s.Consumers
+	case ours && r.Broken:
+		g.Why = "gate B is shut: the rehearsal is being taken back (" + r.Why + ")"
+		g.Mend = "mend what is in its way"
 	case ours && !r.Begun.IsZero():
 		g.Confirmed, g.BehindCount, g.Behind = max(s.Consumers-s.UnseenCount, 0), s.UnseenCount, named(s.Unseen)
 		// It opens before, when all are back.

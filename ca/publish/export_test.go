@@ -1,0 +1,4 @@
+package publish
+
+// FileRetryLast is the longest pause of a file's publisher.
+const FileRetryLast = fileRetryLast
