@@ -31,9 +31,12 @@ type Gate struct {
 	LeavesUntil time.Time `json:"leavesUntil,omitzero"`
 	Why         string    `json:"why,omitempty"` // it is shut
 	Mend        string    `json:"mend,omitempty"`
-	Earliest    time.Time `json:"earliest,omitzero"` // that it can open; zero where nobody knows
+	// Earliest is when it can open at the earliest, Latest when it does if none of
+	// those behind is heard of again; zero where nobody knows.
+	Earliest time.Time `json:"earliest,omitzero"`
+	Latest   time.Time `json:"latest,omitzero"`
 
-	waits    WaitFor
+	waits    string
 	rehearse bool // all that is missing is a rehearsal that is not on
 }
 
@@ -78,9 +81,9 @@ func consumers(n int) string {
 	return fmt.Sprintf("%d consumers", n)
 }
 
-// QuestionFor returns what the census is asked for Next: about the root that is
+// questionFor returns what the census is asked for Next: about the root that is
 // on its way, or else the active one.
-func QuestionFor(state journal.State, r Rehearsed, policy Policy) census.Question {
+func questionFor(state journal.State, r Rehearsed, policy Policy) census.Question {
 	q := census.Question{AsideAfter: 2 * policy.LeafLifetime, SeenSince: r.Begun, Names: journal.MaxBehind}
 	root, _ := state.ActiveRoot()
 	if published := state.In(journal.Published); len(published) > 0 {
@@ -95,6 +98,7 @@ func QuestionFor(state journal.State, r Rehearsed, policy Policy) census.Questio
 func gateA(root journal.Root, v view) Gate {
 	s := &v.seen.Summary
 	g := confirmed("A", root, s)
+	endless := s.BehindCount > 0 && s.Latest.IsZero()
 	for _, p := range v.seen.Places {
 		g.Consumers++
 		if !p.Held.IsZero() && !v.now.Before(p.Held) {
@@ -105,20 +109,28 @@ func gateA(root journal.Root, v view) Gate {
 		if len(g.Behind) < journal.MaxBehind {
 			g.Behind = append(g.Behind, Consumer{Door: p.Name, Until: p.Held, Why: p.Why})
 		}
-		if p.Held.After(g.Earliest) {
-			g.Earliest = p.Held
-		}
+		endless = endless || p.Held.IsZero()
+		g.Earliest, g.Latest = later(g.Earliest, p.Held), later(g.Latest, p.Held)
+	}
+	if endless {
+		g.Latest = time.Time{}
 	}
 	switch {
 	case g.BehindCount > 0:
 		g.Why = fmt.Sprintf("gate A is shut: %d of %d consumers have not confirmed root %s", g.BehindCount, g.Consumers, short(root.ID))
 		g.Mend = "wait, or --force --reason"
+		if s.Restoring {
+			g.Why += "; the ledger is not read to its end yet, and counts as one"
+		}
+		if s.Unkept > 0 {
+			g.Why += fmt.Sprintf("; up to %d are not known by name because there was no room for them", s.Unkept)
+		}
 	case g.AsideCount*maxAside > s.Consumers:
-		g.Earliest = time.Time{} // a person decides
+		g.Earliest, g.Latest = time.Time{}, time.Time{} // a person decides
 		g.Why = fmt.Sprintf("gate A is shut: %d of %d consumers were set aside because they have not confirmed root %s within two leaf lifetimes, more than 5 %%", g.AsideCount, g.Consumers, short(root.ID))
 		g.Mend = "look at hallmark rotate status, mend them, or --force --reason"
 	default:
-		g.Open, g.Earliest = true, time.Time{}
+		g.Open, g.Earliest, g.Latest = true, time.Time{}, time.Time{}
 	}
 	return g
 }
@@ -126,7 +138,7 @@ func gateA(root journal.Root, v view) Gate {
 // confirmed counts what the census says of the bundle with root.
 func confirmed(name string, root journal.Root, s *census.Summary) Gate {
 	return Gate{
-		Name: name, Root: root.ID, waits: ForGateA, Earliest: s.Earliest,
+		Name: name, Root: root.ID, waits: ForGateA, Earliest: s.Earliest, Latest: s.Latest,
 		Consumers: s.Consumers, Confirmed: s.Confirmed, BehindCount: s.BehindCount, AsideCount: s.AsideCount,
 		Behind: named(s.Behind), Aside: named(s.Aside),
 	}
@@ -141,6 +153,9 @@ func gateB(root, active journal.Root, v view) Gate {
 	ours := r.Root == root.ID && r.Active == active.ID
 	oldest := v.state.In(journal.Draining)[0]
 	switch {
+	case s.Restoring:
+		g.Why = "gate B is shut: the ledger is not read to its end yet, and who holds a leaf not known"
+		g.Mend = "wait, or --force --reason"
 	case leaves.Count > 0:
 		g.waits, g.LeavesUntil, g.Earliest = ForGateB, leaves.Until, leaves.Until
 		g.Why = fmt.Sprintf("gate B is shut: %d leaves under root %s are unexpired, the last until %s", leaves.Count, short(root.ID), stamp(leaves.Until))
@@ -194,6 +209,13 @@ func passed(reason string, count int, list []Consumer) *journal.Passed {
 		p.Behind = append(p.Behind, c.String())
 	}
 	return p
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // short is as much of a root's ID as a person needs to tell it from others.

@@ -8,19 +8,16 @@ import (
 	"github.com/hallmark-ca/hallmark/ca/journal"
 )
 
-// RotationPhase is where a rotation as a whole stands.
-type RotationPhase string
-
-// The phases of a rotation. Where a new root is on its way while an old one
+// The phases of a rotation as a whole. Where a new root is on its way while an old one
 // still drains, the new one's counts.
 const (
-	Idle      RotationPhase = "idle"
-	Prepared  RotationPhase = "prepared"
-	Published RotationPhase = "published"
-	Draining  RotationPhase = "draining"
+	Idle      = "idle"
+	Prepared  = "prepared"
+	Published = "published"
+	Draining  = "draining"
 )
 
-func phaseOf(s *journal.State) RotationPhase {
+func phaseOf(s *journal.State) string {
 	switch {
 	case len(s.In(journal.Prepared)) > 0:
 		return Prepared
@@ -65,12 +62,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 // show sets the gauges to what v sees.
 func (m *metrics) show(v view) {
 	now := phaseOf(v.state)
-	for _, p := range []RotationPhase{Idle, Prepared, Published, Draining} {
+	for _, p := range []string{Idle, Prepared, Published, Draining} {
 		value := 0.0
 		if p == now {
 			value = 1
 		}
-		m.phase.WithLabelValues(string(p)).Set(value)
+		m.phase.WithLabelValues(p).Set(value)
 	}
 	gates := map[string]Gate{"A": {}, "B": {}}
 	for _, g := range v.gates() {

@@ -43,34 +43,31 @@ type Step struct {
 	trust  *journal.Root
 }
 
-// WaitFor is a kind of what a rotation waits for.
-type WaitFor string
-
-// The kinds.
+// What a [Wait] is for.
 const (
-	ForNothing   WaitFor = "nothing"   // no rotation is under way, and none is due
-	ForGateA     WaitFor = "gate-a"    // consumers that lack the new root
-	ForGateB     WaitFor = "gate-b"    // leaves under the old one
-	ForRehearsal WaitFor = "rehearsal" // consumers that have not come back, or the next try
-	ForPerson    WaitFor = "person"
-	ForWindow    WaitFor = "window"
-	ForClock     WaitFor = "clock"
-	ForJournal   WaitFor = "journal" // it has nothing that could be rotated
+	ForNothing   = "nothing"   // no rotation is under way, and none is due
+	ForGateA     = "gate-a"    // consumers that lack the new root
+	ForGateB     = "gate-b"    // leaves under the old one
+	ForRehearsal = "rehearsal" // consumers that have not come back, or the next try
+	ForPerson    = "person"
+	ForWindow    = "window"
+	ForClock     = "clock"
+	ForJournal   = "journal" // it has nothing that could be rotated
 )
 
 // Wait says why there is no step.
 type Wait struct {
-	For    WaitFor   `json:"for,omitempty"`
+	For    string    `json:"for,omitempty"`
 	Next   Act       `json:"next,omitempty"` // the step that waits
 	Root   string    `json:"root,omitempty"` // that it is about
 	Reason string    `json:"reason,omitempty"`
-	Mend   string    `json:"mend,omitempty"`  // what a person can do
+	Mend   string    `json:"mend,omitempty"` // what a person can do
 	Until  time.Time `json:"until,omitzero"` // the earliest; zero where nobody knows
 }
 
 // Seen is what is known of the world beside the journal.
 type Seen struct {
-	Summary   census.Summary // of [QuestionFor]
+	Summary   census.Summary // of the root that is on its way, or else the active one
 	Places    []Place        // for the root that is on its way
 	Rehearsed Rehearsed
 	// Unsteady is until when the clock is not relied on because it has jumped.

@@ -53,9 +53,7 @@ type Keys interface {
 	Destroy(ctx context.Context, root journal.Root) error
 }
 
-// Census knows who holds what. What it answers before it was restored from the
-// ledger opens gates that ought to be shut: it MUST be restored before the
-// Runner runs.
+// Census knows who holds what. *census.Census is the real one.
 type Census interface {
 	Summary(q census.Question) census.Summary
 }
@@ -63,8 +61,8 @@ type Census interface {
 // Rehearsal is the change of our serving certificate before a root is retired.
 //
 // Begin MUST present a serving certificate under the active root, end each
-// connection once, and return a moment such that whoever the census has seen
-// since then has met that certificate in a handshake. Revert MUST present the
+// connection that was made before, and return the moment from which on new
+// connections met that certificate. Revert MUST present the
 // one under the oldest root again, also where Begin failed half-way. Both MUST
 // be idempotent. After a restart of the process the old one is presented. Once
 // the oldest root is retired, Follow alone decides.
@@ -73,15 +71,7 @@ type Rehearsal interface {
 	Revert(ctx context.Context) error
 }
 
-// Publisher is whoever publishes the bundle for readers that do not answer.
-//
-// Places MUST tell, without waiting, where the bundle is published, and since
-// when the readers of each can be taken to hold one of at least that sequence.
-type Publisher interface {
-	Places(sequence uint64) []Place
-}
-
-// Config is what [New] needs. All fields but Publishers are required.
+// Config is what [New] needs. All fields but Places are required.
 type Config struct {
 	TrustDomain attest.TrustDomain
 	Store       journal.Store
@@ -89,12 +79,15 @@ type Config struct {
 	Keys        Keys
 	Census      Census
 	Rehearsal   Rehearsal
-	Publishers  []Publisher
-	Policy      Policy
-	Interval    time.Duration // between two looks at journal and gates
-	Registerer  prometheus.Registerer
-	Log         *slog.Logger
-	Now         func() time.Time
+	// Places tells, without waiting, where the bundle is published for readers
+	// that do not answer, and since when those of each can be taken to hold one
+	// of at least that sequence; nil: nowhere.
+	Places     func(sequence uint64) []Place
+	Policy     Policy
+	Interval   time.Duration // between two looks at journal and gates
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+	Now        func() time.Time
 }
 
 // Runner takes the steps. It is their only writer in this process.
@@ -102,10 +95,11 @@ type Runner struct {
 	cfg     Config
 	metrics *metrics
 	epoch   time.Time     // of the monotonic clock
-	turn    chan struct{} // holds one: whose turn it is. It guards seen and followed.
+	turn    chan struct{} // holds one: whose turn it is. It guards the three below.
 	seen    mark          // the newest state that was loaded
 	// followed is the state up to which memory is as the journal says.
 	followed mark
+	ask      time.Duration // when the census is next asked, on the monotonic clock
 
 	mu        sync.Mutex // guards all below
 	frozen    *frozen
@@ -128,12 +122,6 @@ type frozen struct {
 	at    time.Time
 	write mark
 	err   error
-}
-
-// Failure is why the last step did not come about.
-type Failure struct {
-	At    time.Time `json:"at"`
-	Error string    `json:"error"`
 }
 
 // New returns a Runner that moves nothing until Run or a command.

@@ -16,7 +16,7 @@ type Status struct {
 	TrustDomain string         `json:"trustDomain"`
 	Record      uint64         `json:"record"`   // the journal's last
 	Sequence    uint64         `json:"sequence"` // of the bundle
-	Phase       RotationPhase  `json:"phase"`
+	Phase       string         `json:"phase"`
 	Course      journal.Course `json:"course"`
 	Automatic   Automatic      `json:"automatic"`
 	Roots       []RootStatus   `json:"roots"`
@@ -25,10 +25,12 @@ type Status struct {
 	Gates []Gate `json:"gates,omitempty"`
 	// Next is the step that is about to be taken by itself, Wait what it waits
 	// for where there is none.
-	Next    Step       `json:"next,omitzero"`
-	Wait    Wait       `json:"wait,omitzero"`
-	Frozen  *FrozenFor `json:"frozen,omitempty"`
-	Failure *Failure   `json:"failure,omitempty"`
+	Next Step `json:"next,omitzero"`
+	Wait Wait `json:"wait,omitzero"`
+	// Frozen is the step whose outcome is not known, Failure why the last one
+	// did not come about.
+	Frozen  *Failure `json:"frozen,omitempty"`
+	Failure *Failure `json:"failure,omitempty"`
 }
 
 // RootStatus is one root, as it stands.
@@ -51,11 +53,11 @@ type RootStatus struct {
 	Destroyed *time.Time `json:"destroyed,omitempty"`
 }
 
-// FrozenFor is a step whose outcome is not known.
-type FrozenFor struct {
-	Step   Act       `json:"step"`
-	Record uint64    `json:"record"`
-	Since  time.Time `json:"since"`
+// Failure is a step that did not come about.
+type Failure struct {
+	At     time.Time `json:"at"`
+	Step   Act       `json:"step,omitempty"`
+	Record uint64    `json:"record,omitempty"` // that it would have been
 	Error  string    `json:"error"`
 }
 
@@ -71,13 +73,11 @@ func (r *Runner) Status(ctx context.Context) (Status, error) {
 	seen := Seen{Rehearsed: r.rehearsed, Unsteady: r.clock.observe(now, time.Since(r.epoch), r.cfg.Policy.ClockSettle)}
 	f, failure := r.frozen, r.failure
 	r.mu.Unlock()
-	q := QuestionFor(state, seen.Rehearsed, r.cfg.Policy)
+	q := questionFor(state, seen.Rehearsed, r.cfg.Policy)
 	seen.Summary = r.cfg.Census.Summary(q)
 	published := state.In(journal.Published)
-	for _, p := range r.cfg.Publishers {
-		if len(published) > 0 {
-			seen.Places = append(seen.Places, p.Places(published[0].Sequence)...)
-		}
+	if len(published) > 0 {
+		seen.Places = r.places(published[0].Sequence)
 	}
 	v := view{&state, &seen, &r.cfg.Policy, now}
 	s := Status{
@@ -85,7 +85,7 @@ func (r *Runner) Status(ctx context.Context) (Status, error) {
 		Phase: phaseOf(&state), Course: state.Course, Automatic: r.cfg.Policy.Automatic, Failure: failure,
 	}
 	if f != nil {
-		s.Frozen = &FrozenFor{Step: f.step, Record: f.write.number, Since: f.at.UTC(), Error: f.err.Error()}
+		s.Frozen = &Failure{Step: f.step, Record: f.write.number, At: f.at.UTC(), Error: f.err.Error()}
 	}
 	for _, root := range state.Roots {
 		s.Roots = append(s.Roots, v.rootStatus(root))
@@ -110,11 +110,7 @@ func (r *Runner) Status(ctx context.Context) (Status, error) {
 func (r *Runner) trustGate(root journal.Root, v view) Gate {
 	q := census.Question{Sequence: root.Sequence, Since: root.Since, AsideAfter: 2 * v.policy.LeafLifetime, Names: journal.MaxBehind}
 	s := r.cfg.Census.Summary(q)
-	seen := Seen{Summary: s}
-	for _, p := range r.cfg.Publishers {
-		seen.Places = append(seen.Places, p.Places(root.Sequence)...)
-	}
-	v.seen = &seen
+	v.seen = &Seen{Summary: s, Places: r.places(root.Sequence)}
 	g := gateA(root, v)
 	g.Name = "trust"
 	if !g.Open {

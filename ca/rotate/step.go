@@ -11,8 +11,12 @@ import (
 	"github.com/hallmark-ca/hallmark/ca/journal"
 )
 
-// maxRounds bounds how often one command looks at the journal anew.
-const maxRounds = 16
+const (
+	// maxRounds bounds how often one command looks at the journal anew.
+	maxRounds = 16
+	// askIdle is how often the census is asked while no root goes round.
+	askIdle = time.Minute
+)
 
 // decide says what is to be done, after taken steps of the same command are
 // durable. No Step and no error: the command is done.
@@ -157,20 +161,29 @@ func (r *Runner) look(state journal.State) view {
 		r.rehearsed = Rehearsed{} // its root is out: what is served is Follow's again
 	}
 	seen.Rehearsed = r.rehearsed
-	seen.Unsteady = r.clock.observe(now, time.Since(r.epoch), r.cfg.Policy.ClockSettle)
+	mono := time.Since(r.epoch)
+	seen.Unsteady = r.clock.observe(now, mono, r.cfg.Policy.ClockSettle)
 	r.mu.Unlock()
 	published := state.In(journal.Published)
-	if len(published)+len(state.In(journal.Draining)) > 0 {
-		seen.Summary = r.cfg.Census.Summary(QuestionFor(state, seen.Rehearsed, r.cfg.Policy))
+	// The census forgets who is gone when it is asked, so that it is also where
+	// nothing hangs on the answer.
+	if idle := len(published)+len(state.In(journal.Draining)) == 0; !idle || mono >= r.ask {
+		r.ask = mono + askIdle
+		seen.Summary = r.cfg.Census.Summary(questionFor(state, seen.Rehearsed, r.cfg.Policy))
 	}
 	if len(published) > 0 {
-		for _, p := range r.cfg.Publishers {
-			seen.Places = append(seen.Places, p.Places(published[0].Sequence)...)
-		}
+		seen.Places = r.places(published[0].Sequence)
 	}
 	v := view{&state, &seen, &r.cfg.Policy, now}
 	r.metrics.show(v)
 	return v
+}
+
+func (r *Runner) places(sequence uint64) []Place {
+	if r.cfg.Places == nil {
+		return nil
+	}
+	return r.cfg.Places(sequence)
 }
 
 // take carries out one step.
