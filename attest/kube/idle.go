@@ -36,7 +36,7 @@ func (i *idle) stop() {
 func (i *idle) fired() bool { return i.over.Load() }
 
 // errTooLarge says that one object is larger than maxObject.
-var errTooLarge = errors.New("an object is larger than 16 MiB")
+var errTooLarge = errors.New("an object is larger than 4 MiB")
 
 // meter bounds what is read for one object, and tells idle that something comes.
 type meter struct {

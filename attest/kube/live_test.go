@@ -412,6 +412,7 @@ func TestFeedTellsOfNodesAndAccounts(t *testing.T) {
 	_, err := w.check(t.Context(), w.pod)
 	refused(t, "node made anew", err, attest.NodeMismatch)
 	w.put(w.node)
+	eventually(t, "the old node is back", func() bool { _, err := w.check(t.Context(), w.pod); return err == nil })
 	changed.wait(t, "pod-uid")
 	w.remove(w.account, false)
 	changed.wait(t, "pod-uid")

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	maxObject  = 16 << 20 // one object in a list or watch, in bytes
-	maxObjects = 1 << 20  // objects in a list
+	maxObject  = maxAnswer // one object in a list or watch, in bytes; etcd takes 1.5 MiB
+	maxObjects = 1 << 20   // objects in a list
 	pageSize   = 500
 	listIdle   = 30 * time.Second // between two reads of a list
 )
