@@ -151,15 +151,21 @@ func (d *demo) intruder(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := e.Identity(ctx); !errors.Is(err, envoy.ErrNoIdentity) {
-		return fmt.Errorf("the intruder has an identity (%v)", err)
+	if id, err := e.Identity(ctx); err == nil {
+		return fmt.Errorf("the intruder has an identity: %s", id.ID)
+	} else if !errors.Is(err, envoy.ErrNoIdentity) {
+		return err
 	}
-	if state, err := e.State(ctx); err != nil || state != "PRE_INITIALIZING" {
-		return fmt.Errorf("the intruder's Envoy is %s (%v): it has something to serve with", state, err)
+	state, err := e.State(ctx)
+	if err != nil {
+		return err
+	}
+	if state != "PRE_INITIALIZING" {
+		return fmt.Errorf("the intruder's Envoy is %s: it has something to serve with", state)
 	}
 	served := d.app.Served()
-	if _, err := e.Call(ctx, "/"); err == nil || d.app.Served() != served {
-		return fmt.Errorf("the intruder's call was not refused (%v)", err)
+	if body, err := e.Call(ctx, "/"); err == nil || d.app.Served() != served {
+		return fmt.Errorf("the intruder's call was not refused: %s", body)
 	}
 	d.screen.saw("the intruder's Envoy gets nothing, and its port stays closed:")
 	d.screen.quote(refusals[0])

@@ -69,8 +69,8 @@ func report(out io.Writer, o options, results []result) error {
 		if err := enc.Encode(all); err != nil {
 			return err
 		}
-	} else {
-		table(out, o, summaries, cpu, compared)
+	} else if err := table(out, o, summaries, cpu, compared); err != nil {
+		return err
 	}
 	switch {
 	case failed > 0:
@@ -83,7 +83,7 @@ func report(out io.Writer, o options, results []result) error {
 	return nil
 }
 
-func table(out io.Writer, o options, summaries []summary, cpu ratio, compared bool) {
+func table(out io.Writer, o options, summaries []summary, cpu ratio, compared bool) error {
 	how := fmt.Sprintf("on %d connections", o.connections)
 	if o.reconnect {
 		how = "with a connection for each request"
@@ -99,10 +99,13 @@ func table(out io.Writer, o options, summaries []summary, cpu ratio, compared bo
 		fmt.Fprintf(w, "%s\t%d\t%d\t%.0f\t%s\t%s\t%s\n", s.Server, s.Certificates, s.Errors, s.Rate,
 			s.P50.Round(10*time.Microsecond), s.P99.Round(10*time.Microsecond), each)
 	}
-	w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
 	if compared {
 		fmt.Fprintf(out, "CPU for a certificate, %s / %s: %.2f (rounds: %.2f to %.2f)\n", summaries[0].Server, summaries[1].Server, cpu.Median, cpu.Least, cpu.Most)
 	}
+	return nil
 }
 
 func summarize(r result) summary {

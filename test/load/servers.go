@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -127,25 +126,27 @@ func startIstio(ctx context.Context, dir string, tokens []string, identity strin
 	}
 	p, err := proc.Start(ctx, proc.Config{Path: path, Log: filepath.Join(dir, "log"), Args: []string{"--listen", at.Addr(), "--dir", dir, "--identity", identity}})
 	if err != nil {
-		return nil, func() { at.Close() }, err
+		return nil, at.Close, err
 	}
 	stop = func() { p.Kill(); at.Close() }
 	s = &server{name: "istio-ca", addr: at.Addr(), tokens: tokens, identity: identity, pid: p.Pid()}
 	wait, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	err = p.Await(wait, func(context.Context) error {
+	err = p.Await(wait, func(ctx context.Context) error {
 		var err error
 		if s.tls, err = caller.TLS(filepath.Join(dir, "bundle.pem"), "istiod.istio-system.svc"); err != nil {
 			return err
 		}
-		return answers(s.addr, s.tls)
+		return answers(ctx, s.addr, s.tls)
 	})
 	return s, stop, err
 }
 
 // answers tells whether a TLS server is there.
-func answers(addr string, cfg *tls.Config) error {
-	c, err := tls.DialWithDialer(&net.Dialer{Timeout: time.Second}, "tcp", addr, cfg)
+func answers(ctx context.Context, addr string, cfg *tls.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	c, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}

@@ -183,7 +183,10 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 		}
 		return func() { f.Close() }, nil
 	case <-ctx.Done():
-		go func() { <-held; f.Close() }()
+		go func() {
+			defer f.Close()
+			_ = <-held // whether it was locked is of no interest any more
+		}()
 		return nil, ctx.Err()
 	}
 }

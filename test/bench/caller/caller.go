@@ -45,6 +45,11 @@ func TLS(bundleFile, serverName string) (*tls.Config, error) {
 // breaks.
 type Conn struct{ *grpc.ClientConn }
 
+// Close ends the connection. It may be called often.
+func (c Conn) Close() {
+	_ = c.ClientConn.Close() // it fails only for one that was closed before
+}
+
 // Dial makes one.
 func Dial(addr string, cfg *tls.Config) (Conn, error) {
 	c, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry())

@@ -4,6 +4,7 @@
 package echo
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ type Server struct {
 
 // Start runs a service on 127.0.0.1, on a port that the kernel chooses.
 func Start(name string) (*Server, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp4", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("starting service %s: %w", name, err)
 	}
@@ -55,7 +56,7 @@ func (s *Server) Served() int64 { return s.served.Load() }
 
 // Close ends the service and all its connections.
 func (s *Server) Close() {
-	s.server.Close()
+	_ = s.server.Close() // of a listener that ends here in any case
 	<-s.done
 }
 

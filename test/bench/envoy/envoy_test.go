@@ -200,7 +200,7 @@ func (s *source) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecr
 	for first := true; ; first = false {
 		req, err := stream.Recv()
 		if err != nil {
-			return nil
+			return err // the client's end of the stream
 		}
 		if !first {
 			continue // ACKs
@@ -218,7 +218,7 @@ func (s *source) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecr
 			resp.Resources = append(resp.Resources, a)
 		}
 		if err := stream.Send(resp); err != nil {
-			return nil
+			return err
 		}
 	}
 }

@@ -304,7 +304,7 @@ func (m *Mesh) Dial() (caller.Conn, error) {
 	}
 	c, err := caller.Dial(m.Hallmark.Addr(), cfg)
 	if err == nil {
-		m.Defer(func() { c.Close() })
+		m.Defer(c.Close)
 	}
 	return c, err
 }

@@ -40,7 +40,7 @@ func Reserve() (*Port, error) {
 	}
 	p := &Port{fd: fd}
 	if err := p.bind(); err != nil {
-		unix.Close(fd)
+		p.Close()
 		return nil, fmt.Errorf("reserving a port: %w", err)
 	}
 	return p, nil
@@ -84,12 +84,14 @@ func (p *Port) Listen() (net.Listener, error) {
 }
 
 // Close gives the port back to the kernel.
-func (p *Port) Close() error { return unix.Close(p.fd) }
+func (p *Port) Close() {
+	_ = unix.Close(p.fd) // it fails only for a port that was given back before
+}
 
 // Free returns the address of a port that was free a moment ago, for a server
 // that cannot share one: another process may take it first.
 func Free() (string, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp4", "127.0.0.1:0")
 	if err != nil {
 		return "", fmt.Errorf("finding a free port: %w", err)
 	}

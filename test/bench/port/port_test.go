@@ -15,7 +15,7 @@ func TestServersComeAndGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.Close() })
+	t.Cleanup(p.Close)
 	plain := func() (net.Listener, error) { return net.Listen("tcp4", p.Addr()) }
 	for i, listen := range []func() (net.Listener, error){plain, p.Listen, plain} {
 		if c, err := net.Dial("tcp4", p.Addr()); err == nil {

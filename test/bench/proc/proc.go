@@ -51,7 +51,8 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", filepath.Base(cfg.Path), err)
 	}
-	p := &Process{cfg: cfg, cmd: exec.Command(cfg.Path, cfg.Args...), done: make(chan struct{}), wanted: make(chan struct{})}
+	// Not bound to ctx here: its end comes by follow, with grace.
+	p := &Process{cfg: cfg, cmd: exec.CommandContext(context.WithoutCancel(ctx), cfg.Path, cfg.Args...), done: make(chan struct{}), wanted: make(chan struct{})}
 	p.cmd.Env, p.cmd.Dir = cfg.Env, cfg.Dir
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = attributes()
@@ -144,11 +145,18 @@ func (p *Process) Await(ctx context.Context, ready func(context.Context) error) 
 		select {
 		case <-tick.C:
 		case <-p.done:
-			return fmt.Errorf("waiting for %s: it ended (%v)\n%s", name, p.err, p.Tail())
+			return fmt.Errorf("waiting for %s: it ended (%s)\n%s", name, ending(p.err), p.Tail())
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w (%v)\n%s", name, context.Cause(ctx), err, p.Tail())
+			return fmt.Errorf("waiting for %s: %w (%w)\n%s", name, context.Cause(ctx), err, p.Tail())
 		}
 	}
+}
+
+func ending(err error) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	return err.Error()
 }
 
 // Tail returns the last lines of the log.

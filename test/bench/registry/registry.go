@@ -89,7 +89,7 @@ func (r *Registry) Stop() {
 	if r.server == nil {
 		return
 	}
-	r.server.Close()
+	_ = r.server.Close() // of a listener that ends here in any case
 	<-r.done
 	r.server = nil
 }
