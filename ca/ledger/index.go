@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -41,6 +42,44 @@ type intentKey struct {
 	Pod       string    `json:"pod"`
 }
 
+// readIntentKey picks these fields out of an intent's JSON, and leaves it to
+// the library where that is not plain.
+func readIntentKey(body []byte) (intentKey, error) {
+	var k intentKey
+	at, ok := textField(body, "time")
+	if ok {
+		var err error
+		k.Time, err = time.Parse(time.RFC3339, at)
+		ok = err == nil
+	}
+	for name, value := range map[string]*string{"serial": &k.Serial, "identity": &k.Identity, "namespace": &k.Namespace, "pod": &k.Pod} {
+		if ok {
+			*value, ok = textField(body, name)
+		}
+	}
+	if ok {
+		return k, nil
+	}
+	k = intentKey{}
+	err := json.Unmarshal(body, &k)
+	return k, err
+}
+
+// textField returns the first member of that name of the JSON object body, "" if
+// there is none, and whether it is plain text. Within a text, the quotes of what
+// is looked for would be escaped.
+func textField(body []byte, name string) (string, bool) {
+	_, rest, found := bytes.Cut(body, []byte(`"`+name+`":"`))
+	if !found {
+		return "", !bytes.Contains(body, []byte(`"`+name+`"`))
+	}
+	end := bytes.IndexByte(rest, '"')
+	if end < 0 || bytes.IndexByte(rest[:end], '\\') >= 0 {
+		return "", false
+	}
+	return string(rest[:end]), true
+}
+
 func (i *intentKey) row() row {
 	return row{key: hash64(i.Identity), pod: hashPod(i.Namespace, i.Pod), time: uint32(i.Time.Unix())}
 }
@@ -56,8 +95,8 @@ func rowOf(r record) (row, error) {
 	var out row
 	switch r.typ {
 	case frameIntent:
-		var i intentKey
-		if err := json.Unmarshal(r.body, &i); err != nil {
+		i, err := readIntentKey(r.body)
+		if err != nil {
 			return row{}, fmt.Errorf("decoding record %d: %w", r.number, err)
 		}
 		out = i.row()

@@ -178,6 +178,11 @@ func match(s *scan, filter Filter, held []heldEntry) ([]heldEntry, error) {
 			if len(open) == 0 {
 				continue
 			}
+			if serial, plain := textField(r.body, "serial"); plain {
+				if _, ok := open[serial]; !ok {
+					continue
+				}
+			}
 			var outcome Outcome
 			if err := json.Unmarshal(r.body, &outcome); err != nil {
 				return held, fmt.Errorf("decoding ledger record %d: %w", r.number, err)

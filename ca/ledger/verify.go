@@ -184,8 +184,8 @@ func (v *verification) records(s *scan) ([]row, error) {
 	for n, r := range s.records {
 		switch r.typ {
 		case frameIntent:
-			var i intentKey
-			if err := json.Unmarshal(r.body, &i); err != nil {
+			i, err := readIntentKey(r.body)
+			if err != nil {
 				return nil, fmt.Errorf("record %d: %w", r.number, err)
 			}
 			if i.Serial == "" || v.open[i.Serial] != 0 {
