@@ -173,19 +173,23 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	held := make(chan error, 1)
-	go func() { held <- syscall.Flock(int(f.Fd()), syscall.LOCK_EX) }()
+	var failed error // written before held is closed
+	held := make(chan struct{})
+	go func() {
+		defer close(held)
+		failed = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+	}()
 	select {
-	case err := <-held:
-		if err != nil {
+	case <-held:
+		if failed != nil {
 			f.Close()
-			return nil, err
+			return nil, failed
 		}
 		return func() { f.Close() }, nil
 	case <-ctx.Done():
 		go func() {
-			defer f.Close()
-			_ = <-held // whether it was locked is of no interest any more
+			<-held
+			f.Close()
 		}()
 		return nil, ctx.Err()
 	}
