@@ -18,10 +18,11 @@ type holder struct {
 	wake   chan struct{} // one token
 	done   chan struct{}
 
-	asked    bool  // it is subscribed to something
-	svid     bool  // to the SVID, too
-	admitted bool  // an answer that came after it joined was yes
-	err      error // why it ended
+	asked    bool   // it is subscribed to something
+	svid     bool   // to the SVID, too
+	admitted bool   // an answer that came after it joined was yes
+	err      error  // why it ended
+	trusts   string // version of the bundle that it last accepted; "" before, or refused
 }
 
 var _ sds.Holder = (*holder)(nil)
@@ -93,7 +94,12 @@ func (h *holder) Refuse(ctx context.Context, deny *attest.DenyError) error {
 }
 
 // Close implements [sds.Holder].
-func (h *holder) Close() { h.proxy.release(h) }
+func (h *holder) Close() {
+	h.proxy.release(h)
+	if census := h.proxy.owner.cfg.Census; census != nil {
+		census.Closed(Door, h.caller)
+	}
+}
 
 // waits tells whether the stream has to be given an answer: it has had none, or
 // asks for an SVID and there is no valid one. The proxy's lock is held.
@@ -152,6 +158,34 @@ func (h *holder) Answered(name, version, refusal string) {
 	}
 	p.answers[name] = a
 	p.countRefusing()
+	if name != sds.DefaultName && name != h.caller.Identity.String() {
+		if h.trusts = version; a.refused == version {
+			h.trusts = refused
+		}
+		p.confirm()
+	}
+}
+
+// refused stands for a bundle that a stream has not taken.
+const refused = "refused"
+
+// confirm tells the census where every stream of the proxy that was ever given a
+// bundle has accepted the one in force. p.mu is held.
+func (p *proxy) confirm() {
+	b := p.owner.bundle.Load()
+	if b == nil || p.owner.cfg.Census == nil {
+		return
+	}
+	some := false
+	for h := range p.holders {
+		if h.trusts != "" && h.trusts != b.Version() {
+			return
+		}
+		some = some || h.trusts != ""
+	}
+	if some {
+		p.owner.cfg.Census.Confirmed(Door, p.instance, b.sequence)
+	}
 }
 
 // countRefusing keeps the gauge of proxies that refuse something. p.mu is held.

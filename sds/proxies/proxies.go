@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ca/hallmark/attest"
 	"github.com/hallmark-ca/hallmark/ca"
 	"github.com/hallmark-ca/hallmark/sds"
+	"github.com/hallmark-ca/hallmark/sds/ra"
 )
 
 // Door is this front end's name in metrics and ledger.
@@ -31,11 +32,24 @@ type Registrar interface {
 	Refuse(ctx context.Context, door string, caller attest.Caller, deny *attest.DenyError) error
 }
 
+// Census is told who holds what; *census.Census is the real one. None of its
+// methods may block.
+type Census interface {
+	// Opened notes a stream, on a connection made at connected. Each is followed
+	// by one Closed with the same caller.
+	Opened(door string, caller attest.Caller, connected time.Time)
+	Closed(door string, caller attest.Caller)
+	// Confirmed notes that all streams of the instance that were given the
+	// bundle of sequence have accepted it, and none ever refused its bytes.
+	Confirmed(door string, instance attest.Instance, sequence uint64)
+}
+
 // Config is what [New] needs. Limits that are zero take their defaults.
 type Config struct {
 	RA        Registrar
 	Authority *ca.Authority
 	Feed      *attest.Feed
+	Census    Census // nil: nobody asks who holds what
 	// MaxProxies bounds the proxies that are kept, 25,000 at about 8 KiB each.
 	// Those without a stream make room first.
 	MaxProxies int
@@ -117,6 +131,9 @@ func (ps *Proxies) Open(ctx context.Context, cred attest.Credential) (sds.Holder
 	h, deny := ps.join(caller)
 	switch {
 	case deny == nil:
+		if ps.cfg.Census != nil {
+			ps.cfg.Census.Opened(Door, caller, ra.Connected(ctx))
+		}
 		return h, nil
 	case deny.Reason == attest.ShuttingDown: // which refuses nobody anything
 		return nil, deny

@@ -96,6 +96,7 @@ func (p *proxy) add(caller attest.Caller) (*holder, *attest.DenyError) {
 func (p *proxy) release(h *holder) {
 	p.mu.Lock()
 	delete(p.holders, h)
+	p.confirm() // it may have been the only one behind
 	drop := len(p.holders) == 0 && p.held == nil && !p.asking
 	if drop {
 		p.leave()

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
@@ -26,6 +27,18 @@ func CredentialFrom(ctx context.Context) attest.Credential {
 		cred.Token = value[len(bearer):]
 	}
 	return cred
+}
+
+// Connected returns when the handshake of the call's connection began: our own
+// certificate of then, or a later one, was accepted in it. Zero if it is not
+// known.
+func Connected(ctx context.Context) time.Time {
+	if p, ok := peer.FromContext(ctx); ok {
+		if s, ok := p.AuthInfo.(session); ok {
+			return s.began
+		}
+	}
+	return time.Time{}
 }
 
 func header(ctx context.Context, name string) string {

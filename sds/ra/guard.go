@@ -115,6 +115,7 @@ func (g *guard) refuse(peer netip.Addr, deny *attest.DenyError) {
 // ServerHandshake implements [credentials.TransportCredentials]. The deadline
 // stands on raw already.
 func (g *guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	began := g.cfg.Now()
 	secured, info, err := g.TransportCredentials.ServerHandshake(raw)
 	raw.(*conn).end()
 	if err != nil {
@@ -123,7 +124,13 @@ func (g *guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, e
 		}
 		return nil, nil, err
 	}
-	return secured, info, nil
+	return secured, session{info.(credentials.TLSInfo), began}, nil
+}
+
+// session is what a handshake leaves for its connection's calls.
+type session struct {
+	credentials.TLSInfo
+	began time.Time
 }
 
 // Clone implements [credentials.TransportCredentials].
