@@ -104,10 +104,14 @@ type view struct {
 	now    time.Time
 }
 
-// Next decides what is to be done by itself, and says what is waited for where
-// that is nothing. It changes none of its arguments. What it returns is safe at
-// any point of a rotation that was cut: a root that was prepared is published,
-// a key whose hold is over is destroyed, whatever the course is.
+// Next decides what is to be done by itself, and says what the rotation waits
+// for where that is nothing, or the end of a key. It changes none of its
+// arguments. What it returns is safe at any point of a rotation that was cut: a
+// root that was prepared is published, a rehearsal that cannot pass taken back.
+//
+// A key whose hold is over comes last, so that one that cannot be destroyed
+// keeps nothing else from moving. A pause does not keep it: it was taken out by
+// a step that nobody can take back.
 func Next(state journal.State, seen Seen, policy Policy, now time.Time) (Step, Wait) {
 	v := view{&state, &seen, &policy, now}
 	if step := v.revert(); step.Act != "" {
@@ -116,17 +120,23 @@ func Next(state journal.State, seen Seen, policy Policy, now time.Time) (Step, W
 	if wait := v.clock(); wait.For != "" {
 		return Step{}, wait
 	}
-	if step := v.destroy(); step.Act != "" {
-		return step, Wait{}
+	step, wait := v.move()
+	if step.Act == "" {
+		step = v.destroy()
 	}
-	active, ok := state.ActiveRoot()
+	return step, wait
+}
+
+// move decides about the roots that are on their way in or out.
+func (v view) move() (Step, Wait) {
+	active, ok := v.state.ActiveRoot()
 	if !ok {
 		return Step{}, Wait{For: ForJournal, Reason: "the journal has no active root"}
 	}
-	if state.Course == journal.Paused {
+	if v.state.Course == journal.Paused {
 		return Step{}, Wait{For: ForPerson, Reason: "the rotation is paused", Mend: "hallmark rotate resume"}
 	}
-	if prepared := state.In(journal.Prepared); len(prepared) > 0 {
+	if prepared := v.state.In(journal.Prepared); len(prepared) > 0 {
 		return Step{Act: Publish, Root: prepared[0].ID}, Wait{}
 	}
 	step, first := v.onItsWay()
@@ -190,8 +200,7 @@ func (v view) clock() Wait {
 	return Wait{}
 }
 
-// destroy finds a key whose hold is over. A pause does not keep it: it was
-// taken out by a step that nobody can take back.
+// destroy finds a key whose hold is over.
 func (v view) destroy() Step {
 	for _, r := range v.state.Roots {
 		if out(r) && r.KeyURI != "" && r.Destroyed == nil && !v.now.Before(r.Since.Add(v.policy.KeyHold)) {

@@ -62,17 +62,21 @@ type Failure struct {
 }
 
 // Status reads the journal and asks the census. It does not wait for a step
-// that is being taken, and takes none.
+// that is being taken, and takes none. With an error it still tells what this
+// process knows: whether it is frozen, and why.
 func (r *Runner) Status(ctx context.Context) (Status, error) {
 	state, err := r.cfg.Store.Load(ctx)
-	if err != nil {
-		return Status{}, fmt.Errorf("reading rotation status: %w", err)
-	}
 	now := r.cfg.Now()
 	r.mu.Lock()
 	seen := Seen{Rehearsed: r.rehearsed, Unsteady: r.clock.observe(now, time.Since(r.epoch), r.cfg.Policy.ClockSettle)}
-	f, failure := r.frozen, r.failure
+	s := Status{At: now.UTC(), Automatic: r.cfg.Policy.Automatic, Failure: r.failure}
+	if f := r.frozen; f != nil {
+		s.Frozen = &Failure{Step: f.step, Record: f.write.number, At: f.at.UTC(), Error: f.err.Error()}
+	}
 	r.mu.Unlock()
+	if err != nil {
+		return s, fmt.Errorf("reading rotation status: %w", err)
+	}
 	q := questionFor(state, seen.Rehearsed, r.cfg.Policy)
 	seen.Summary = r.cfg.Census.Summary(q)
 	published := state.In(journal.Published)
@@ -80,13 +84,8 @@ func (r *Runner) Status(ctx context.Context) (Status, error) {
 		seen.Places = r.places(published[0].Sequence)
 	}
 	v := view{&state, &seen, &r.cfg.Policy, now}
-	s := Status{
-		At: now.UTC(), TrustDomain: state.TrustDomain, Record: state.Number, Sequence: state.Sequence,
-		Phase: phaseOf(&state), Course: state.Course, Automatic: r.cfg.Policy.Automatic, Failure: failure,
-	}
-	if f != nil {
-		s.Frozen = &Failure{Step: f.step, Record: f.write.number, At: f.at.UTC(), Error: f.err.Error()}
-	}
+	s.TrustDomain, s.Record, s.Sequence = state.TrustDomain, state.Number, state.Sequence
+	s.Phase, s.Course = phaseOf(&state), state.Course
 	for _, root := range state.Roots {
 		s.Roots = append(s.Roots, v.rootStatus(root))
 	}

@@ -241,7 +241,7 @@ func (r *Runner) carryOut(ctx context.Context, v view, step Step, who string) er
 		// activation is signed by it too.
 		key, err := r.cfg.Keys.Open(ctx, root)
 		if err != nil {
-			return fmt.Errorf("opening key of root %s: %w", root.ID, err)
+			return fmt.Errorf("opening key of root %s, which is on its way (hallmark rotate abort takes it back): %w", root.ID, err)
 		}
 		if step.Act == Activate {
 			signers = append(signers, journal.Signer{Root: root.ID, Key: key})
