@@ -1,19 +1,23 @@
-// Package replica makes one replica able to sign: it reads the journal, makes an
-// issuing CA whose key never leaves memory, has the root sign it, journals it,
-// and only then puts a new Snapshot in force. It renews at half of the issuing
-// CA's life.
+// Package replica makes one replica able to sign: it follows the journal, makes
+// an issuing CA whose key never leaves memory, has the root sign it, journals
+// it, and only then puts a new Snapshot in force. It renews at half of the
+// issuing CA's life, and makes another one when the journal has another active
+// root or has tainted the one at hand.
+//
+// Our own serving certificate is apart: while an old root is trusted, clients may
+// know no other, so it stays under the oldest root of ours that is trusted. Until
+// that root is retired its last issuing CA is kept for this, and one is made
+// anew, for serving alone, where there is none.
 //
 // Whatever fails leaves the last Snapshot in force: a CA that stops or restarts
 // because a disk or an HSM is away would be a new way for a mesh to go down.
-// The root's key is opened for each signature and let go after it. Run and Renew
-// are for one goroutine, Ready is for any.
+// The root's key is opened for each signature and let go after it.
 package replica
 
 import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -26,7 +30,6 @@ import (
 	"github.com/hallmark-ca/hallmark/ca"
 	"github.com/hallmark-ca/hallmark/ca/durable"
 	"github.com/hallmark-ca/hallmark/ca/journal"
-	"github.com/hallmark-ca/hallmark/ca/keys"
 )
 
 // OpenKey opens the key of an authority and checks that it is cert's.
@@ -54,6 +57,14 @@ type Replica struct {
 	ownEnd  prometheus.Gauge
 	failed  prometheus.Counter
 
+	turn chan struct{} // holds one: whose turn it is. It guards the four below.
+	main *issuing      // signs leaves; nil before the first
+	old  *issuing      // signs our own serving certificate; nil where main does
+	// rehearsing: our serving certificate is to be under the active root, although
+	// an older one is trusted.
+	rehearsing bool
+	served     *issuing // that was installed for serving
+
 	mu  sync.Mutex // guards err
 	err error      // why the last attempt failed
 }
@@ -72,6 +83,7 @@ func New(cfg Config) (*Replica, error) {
 		ownEnd:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "hallmark_issuing_ca_expiry_timestamp_seconds", Help: "When this replica's issuing CA ends, in seconds since 1970."}),
 		failed:  prometheus.NewCounter(prometheus.CounterOpts{Name: "hallmark_issuing_ca_failures_total", Help: "Failed attempts to make an issuing CA."}),
 		err:     errors.New("no issuing CA has been made yet"),
+		turn:    make(chan struct{}, 1),
 	}
 	// Istio's name for the same fact, so that dashboards keep working.
 	citadel := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "citadel_server_root_cert_expiry_timestamp", Help: "When the active root ends, in seconds since 1970."}, func() float64 {
@@ -103,11 +115,15 @@ func (r *Replica) Ready() error {
 	return nil
 }
 
-// Run makes the first issuing CA, renews it at half its life, and ends with
-// ctx. It never gives up.
+// Run makes the first issuing CA, renews what it has at half of its life, and
+// ends with ctx. It never gives up.
 func (r *Replica) Run(ctx context.Context) error {
+	renew := func(ctx context.Context) error {
+		_, err := r.Renew(ctx)
+		return err
+	}
 	for {
-		wait, err := r.attempt(ctx)
+		wait, err := r.attempt(ctx, renew)
 		if err != nil {
 			return nil // ctx has ended
 		}
@@ -116,14 +132,15 @@ func (r *Replica) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(wait):
 		}
+		renew = r.renewDue
 	}
 }
 
 // attempt renews, with back-off until it works, and returns how long the result
 // is good for.
-func (r *Replica) attempt(ctx context.Context) (time.Duration, error) {
+func (r *Replica) attempt(ctx context.Context, renew func(context.Context) error) (time.Duration, error) {
 	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
-		issuer, err := r.Renew(ctx)
+		err := renew(ctx)
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}
@@ -131,10 +148,7 @@ func (r *Replica) attempt(ctx context.Context) (time.Duration, error) {
 		r.err = err
 		r.mu.Unlock()
 		if err == nil {
-			// Near its root's end an issuing CA is short; the next one would be
-			// shorter still, and then the next.
-			least := min(lastRetry, r.cfg.Lifetime/4)
-			return max(least, issuer.NotAfter.Sub(r.cfg.Now())/2), nil
+			return r.next(ctx)
 		}
 		r.failed.Inc()
 		r.cfg.Log.Error("making an issuing CA failed; the last one stays in force", "error", err, "retryIn", delay.String())
@@ -146,109 +160,28 @@ func (r *Replica) attempt(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// Renew makes a new issuing CA and puts it in force.
-func (r *Replica) Renew(ctx context.Context) (*x509.Certificate, error) {
-	// 1. What is durable.
-	state, err := r.cfg.Store.Load(ctx)
+// next returns how long what is at hand is good for.
+func (r *Replica) next(ctx context.Context) (time.Duration, error) {
+	done, err := r.take(ctx)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	if state.TrustDomain != r.cfg.TrustDomain.String() {
-		return nil, fmt.Errorf("the journal is of trust domain %q, the configuration of %q", state.TrustDomain, r.cfg.TrustDomain)
+	defer done()
+	wait := r.main.due.Sub(r.cfg.Now())
+	if r.old != nil {
+		wait = min(wait, r.old.due.Sub(r.cfg.Now()))
 	}
-	if err := journal.CheckMemo(r.cfg.MemoFS, r.cfg.MemoFile, state); err != nil {
-		return nil, err
-	}
-	root, cert, key, err := r.openRoot(ctx, &state)
-	if err != nil {
-		return nil, err
-	}
-	// 2. A key and its certificate, used by nobody yet. A cut here leaves
-	// nothing but a signature in a dead memory.
-	signer, err := keys.Generate()
-	if err != nil {
-		return nil, err
-	}
-	issuer, err := ca.Certify(ca.Issuing, r.cfg.TrustDomain, signer.Public(), ca.Parent{Certificate: cert, Signer: key}, r.cfg.Lifetime, r.cfg.Now())
-	if err != nil {
-		return nil, err
-	}
-	// Whether the mesh could use it is known before the journal grows by it: a
-	// fault that stays would add a record at each attempt.
-	if _, err := r.snapshot(state, signer, issuer); err != nil {
-		return nil, err
-	}
-	// 3. The journal knows it. A cut here leaves a CA that never signed. If the
-	// outcome is unknown, this one is given up: the next attempt makes another.
-	state, err = r.record(ctx, state, root, key, issuer)
-	if err != nil {
-		return nil, err
-	}
-	if err := journal.CheckMemo(r.cfg.MemoFS, r.cfg.MemoFile, state); err != nil {
-		return nil, err
-	}
-	// 4. It signs.
-	snap, err := r.snapshot(state, signer, issuer)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.cfg.Authority.Install(snap); err != nil {
-		return nil, err
-	}
-	r.rootEnd.Set(float64(cert.NotAfter.Unix()))
-	r.ownEnd.Set(float64(issuer.NotAfter.Unix()))
-	r.cfg.Log.Info("issuing CA in force", "authority", snap.AuthorityID(), "root", root.ID, "notAfter", issuer.NotAfter, "sequence", state.Sequence)
-	return issuer, nil
+	// Near its root's end an issuing CA is short; the next one would be shorter
+	// still, and then the next.
+	return max(min(lastRetry, r.cfg.Lifetime/4), wait), nil
 }
 
-func (r *Replica) snapshot(state journal.State, signer crypto.Signer, issuer *x509.Certificate) (*ca.Snapshot, error) {
-	roots, err := state.Certificates()
-	if err != nil {
-		return nil, err
+// take waits for the turn.
+func (r *Replica) take(ctx context.Context) (done func(), err error) {
+	select {
+	case r.turn <- struct{}{}:
+		return func() { <-r.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	return ca.NewSnapshot(ca.SnapshotConfig{
-		TrustDomain: r.cfg.TrustDomain, Sequence: state.Sequence, Signer: signer,
-		Chain: []*x509.Certificate{issuer}, Roots: roots,
-	}, r.cfg.Now())
-}
-
-func (r *Replica) openRoot(ctx context.Context, state *journal.State) (journal.Root, *x509.Certificate, crypto.Signer, error) {
-	root, ok := state.ActiveRoot()
-	if !ok {
-		return root, nil, nil, errors.New("the journal has no active root")
-	}
-	cert, err := x509.ParseCertificate(root.Certificate)
-	if err != nil {
-		return root, nil, nil, fmt.Errorf("parsing root %s: %w", root.ID, err)
-	}
-	key, err := r.cfg.OpenKey(ctx, root.KeyURI, cert)
-	return root, cert, key, err
-}
-
-// record journals issuer, and folds the history when that is due.
-func (r *Replica) record(ctx context.Context, state journal.State, root journal.Root, key crypto.Signer, issuer *x509.Certificate) (journal.State, error) {
-	bodies := []journal.Body{{
-		Time: r.cfg.Now().UTC(), TrustDomain: state.TrustDomain, By: "replica " + r.cfg.ID,
-		Issuing: &journal.IssuingCA{
-			ID: hex.EncodeToString(issuer.SubjectKeyId), Certificate: issuer.Raw,
-			Replica: r.cfg.ID, Root: root.ID, NotAfter: issuer.NotAfter.UTC(),
-		},
-	}}
-	if fold, due := journal.Fold(state, r.cfg.Now()); due {
-		bodies = append([]journal.Body{fold}, bodies...)
-	}
-	for _, body := range bodies {
-		rec, err := journal.NewRecord(state, body, journal.Signer{Root: root.ID, Key: key})
-		if err != nil {
-			return state, err
-		}
-		if err := r.cfg.Store.Append(ctx, rec); err != nil {
-			return state, err
-		}
-		// Read back: only what is durable counts.
-		if state, err = r.cfg.Store.Load(ctx); err != nil {
-			return state, err
-		}
-	}
-	return state, nil
 }
