@@ -212,9 +212,6 @@ func (p *Publisher) reflector(k kind) *cache.Reflector {
 
 // told notes how the last request of a watch went, and logs what is new.
 func (p *Publisher) told(k kind, err error) {
-	if errors.Is(err, context.Canceled) {
-		return
-	}
 	switch text, news := p.view.told(k, err); {
 	case !news:
 	case text == "":

@@ -171,7 +171,7 @@ func (s *source) Watch(opts metav1.ListOptions) (watch.Interface, error) {
 // ListWithContext implements cache.ListerWithContext.
 func (s *source) ListWithContext(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 	out, err := s.list(ctx, opts)
-	s.tell(err)
+	s.tell(ctx, err)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +217,7 @@ func (s *source) WatchWithContext(ctx context.Context, opts metav1.ListOptions) 
 	} else if err == nil {
 		w, err = s.api.dynamic.Resource(at).Watch(ctx, opts)
 	}
-	s.tell(err)
+	s.tell(ctx, err)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +230,7 @@ func (s *source) WatchWithContext(ctx context.Context, opts metav1.ListOptions) 
 			kept := objectOf(o, s.path)
 			in.Object = &kept
 		case *metav1.Status:
-			s.tell(apierrors.FromObject(o))
+			s.tell(ctx, apierrors.FromObject(o))
 		}
 		return in, true
 	}), nil
@@ -243,7 +243,10 @@ func (s *source) narrow(opts *metav1.ListOptions) {
 	}
 }
 
-func (s *source) tell(err error) {
+func (s *source) tell(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return // it is we who stopped
+	}
 	if s.kind == trustBundles && apierrors.IsNotFound(err) {
 		s.api.lost()
 	}
