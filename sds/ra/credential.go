@@ -29,13 +29,12 @@ func CredentialFrom(ctx context.Context) attest.Credential {
 	return cred
 }
 
-// Connected returns when the handshake of the call's connection began: our own
-// certificate of then, or a later one, was accepted in it. Zero if it is not
-// known.
+// Connected returns when the call's connection was accepted: our own certificate
+// of then, or a later one, was taken by its client. Zero if it is not known.
 func Connected(ctx context.Context) time.Time {
 	if p, ok := peer.FromContext(ctx); ok {
 		if s, ok := p.AuthInfo.(session); ok {
-			return s.began
+			return s.accepted
 		}
 	}
 	return time.Time{}

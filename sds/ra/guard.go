@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -26,7 +27,7 @@ type guard struct {
 	slots chan struct{} // handshakes whose keys are being computed
 
 	mu    sync.Mutex // guards all below
-	open  int
+	conns map[*conn]struct{}
 	peers map[netip.Addr]int
 }
 
@@ -37,7 +38,7 @@ var suites = []uint16{
 }
 
 func newGuard(cfg ServerConfig) (*guard, error) {
-	g := &guard{cfg: cfg, slots: make(chan struct{}, cfg.Handshakes), peers: map[netip.Addr]int{}}
+	g := &guard{cfg: cfg, slots: make(chan struct{}, cfg.Handshakes), conns: map[*conn]struct{}{}, peers: map[netip.Addr]int{}}
 	g.TransportCredentials = credentials.NewTLS(&tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		CipherSuites:   suites,
@@ -55,7 +56,7 @@ func newGuard(cfg ServerConfig) (*guard, error) {
 	}, func() float64 {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		return float64(g.open)
+		return float64(len(g.conns))
 	}))
 }
 
@@ -75,37 +76,51 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		peer := addrOf(raw.RemoteAddr())
-		deny := l.guard.admit(peer)
+		c := &conn{Conn: raw, guard: l.guard, peer: addrOf(raw.RemoteAddr()), accepted: l.guard.cfg.Now()}
+		deny := l.guard.admit(c)
 		if deny == nil {
-			return &conn{Conn: raw, guard: l.guard, peer: peer}, nil
+			return c, nil
 		}
 		raw.Close()
-		l.guard.refuse(peer, deny)
+		l.guard.refuse(c.peer, deny)
 	}
 }
 
-func (g *guard) admit(peer netip.Addr) *attest.DenyError {
+func (g *guard) admit(c *conn) *attest.DenyError {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case g.open >= g.cfg.Connections:
-		return attest.Deny(attest.Overloaded, "", "%d connections are open", g.open)
-	case g.peers[peer] >= g.cfg.PeerConnections:
-		return attest.Deny(attest.CallerStreamsExceeded, "", "%d connections are open from this address", g.peers[peer])
+	case len(g.conns) >= g.cfg.Connections:
+		return attest.Deny(attest.Overloaded, "", "%d connections are open", len(g.conns))
+	case g.peers[c.peer] >= g.cfg.PeerConnections:
+		return attest.Deny(attest.CallerStreamsExceeded, "", "%d connections are open from this address", g.peers[c.peer])
 	}
-	g.open++
-	g.peers[peer]++
+	g.conns[c] = struct{}{}
+	g.peers[c.peer]++
 	return nil
 }
 
-func (g *guard) forget(peer netip.Addr) {
+func (g *guard) forget(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.open--
-	if g.peers[peer]--; g.peers[peer] == 0 {
-		delete(g.peers, peer)
+	delete(g.conns, c)
+	if g.peers[c.peer]--; g.peers[c.peer] == 0 {
+		delete(g.peers, c.peer)
 	}
+}
+
+// endBefore closes the connections that were accepted before at, spread over a
+// time.
+func (g *guard) endBefore(at time.Time, over time.Duration) (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for c := range g.conns {
+		if c.accepted.Before(at) {
+			n++
+			time.AfterFunc(rand.N(over), func() { c.Close() })
+		}
+	}
+	return n
 }
 
 func (g *guard) refuse(peer netip.Addr, deny *attest.DenyError) {
@@ -115,7 +130,6 @@ func (g *guard) refuse(peer netip.Addr, deny *attest.DenyError) {
 // ServerHandshake implements [credentials.TransportCredentials]. The deadline
 // stands on raw already.
 func (g *guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	began := g.cfg.Now()
 	secured, info, err := g.TransportCredentials.ServerHandshake(raw)
 	raw.(*conn).end()
 	if err != nil {
@@ -124,13 +138,13 @@ func (g *guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, e
 		}
 		return nil, nil, err
 	}
-	return secured, session{info.(credentials.TLSInfo), began}, nil
+	return secured, session{info.(credentials.TLSInfo), raw.(*conn).accepted}, nil
 }
 
 // session is what a handshake leaves for its connection's calls.
 type session struct {
 	credentials.TLSInfo
-	began time.Time
+	accepted time.Time // its connection
 }
 
 // Clone implements [credentials.TransportCredentials].
@@ -159,10 +173,11 @@ func handshakeDenial(err error) *attest.DenyError {
 // either side of that holds nothing.
 type conn struct {
 	net.Conn
-	guard  *guard
-	peer   netip.Addr
-	held   bool // a slot; the handshake's goroutine's alone
-	closed sync.Once
+	guard    *guard
+	peer     netip.Addr
+	accepted time.Time
+	held     bool // a slot; the handshake's goroutine's alone
+	closed   sync.Once
 }
 
 // begin waits for a slot, at most half the time that the handshake has.
@@ -202,6 +217,6 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // Close implements [net.Conn].
 func (c *conn) Close() error {
-	c.closed.Do(func() { c.guard.forget(c.peer) })
+	c.closed.Do(func() { c.guard.forget(c) })
 	return c.Conn.Close()
 }

@@ -136,6 +136,13 @@ func (s *Server) SetReady(ready bool) { s.health.ready.Store(ready) }
 // themselves with ShuttingDown, within Grace, not all in one moment.
 func (s *Server) Draining() <-chan struct{} { return s.drain }
 
+// EndConnections closes the connections that were accepted before at, spread over
+// a time, and returns how many: their clients come back and meet our own
+// certificate of now. Calls under way on them end as on a lost connection.
+func (s *Server) EndConnections(at time.Time, over time.Duration) int {
+	return s.guard.endBefore(at, over)
+}
+
 // Run serves l until ctx ends, then stops: no new connections, calls under way
 // end or are ended when Grace is over. It closes l, and can be called once.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {

@@ -250,6 +250,35 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
+// TestConnectionsAreEndedOnce: those from before a moment go, their clients come
+// back, and a handler can tell.
+func TestConnectionsAreEndedOnce(t *testing.T) {
+	t.Parallel()
+	connected := make(chan time.Time, 1)
+	h := handlers{call: func(ctx context.Context, in *wrapperspb.StringValue) (any, error) {
+		connected <- ra.Connected(ctx)
+		return in, nil
+	}}
+	w, server, running := serve(t, h, nil)
+	conn := w.Dial(t, running.Addr)
+	if _, err := call(t.Context(), conn, "x"); err != nil {
+		t.Fatal(err)
+	}
+	first := <-connected
+	moment := time.Now()
+	if n := server.EndConnections(moment, time.Millisecond); n != 1 || !first.Before(moment) {
+		t.Errorf("%d connections were ended, want 1; it was made at %s", n, first)
+	}
+	eventually(t, func() bool { return w.Count(t, "hallmark_connections") == 0 })
+	eventually(t, func() bool { _, err := call(t.Context(), conn, "x"); return err == nil })
+	if again := <-connected; again.Before(moment) {
+		t.Errorf("the new connection was made at %s, before %s", again, moment)
+	}
+	if n := server.EndConnections(moment, time.Millisecond); n != 0 {
+		t.Errorf("%d connections made since were ended", n)
+	}
+}
+
 // TestPings: a proxy that pings every few seconds, with no stream open, keeps
 // its connection.
 func TestPings(t *testing.T) {

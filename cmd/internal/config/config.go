@@ -8,6 +8,7 @@ import (
 	"regexp"
 
 	"github.com/hallmark-ca/hallmark/attest"
+	"github.com/hallmark-ca/hallmark/ca/rotate"
 )
 
 // Config is a checked configuration. Only [Load] and [Check] make one; it is
@@ -21,6 +22,7 @@ type Config struct {
 	Metrics     string // address to listen on
 	Attest      Attest
 	Authority   Authority
+	Rotation    rotate.Policy
 	Images      Images
 	Ledger      Ledger
 	Bundle      string // absolute
@@ -66,6 +68,7 @@ func (c *checker) check(f File) *Config {
 	}
 	cfg.Attest = c.attest(&f.Attest)
 	cfg.Authority = c.authority(&f.Authority, f.State)
+	cfg.Rotation = c.rotation(&f.Rotation, &cfg.Authority, f.Authority.UnsafeShortLifetimes)
 	cfg.Images = c.images(&f.Images, f.State)
 	cfg.Ledger = c.ledger(&f.Ledger, cfg.Authority.LeafMax)
 	if cfg.Bundle = within(f.State, f.Bundle.File); cfg.Bundle == "" {

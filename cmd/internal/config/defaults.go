@@ -32,6 +32,11 @@ func Defaults() File {
 			IssuingLifetime: "72h",
 			Leaf:            leafFile{Default: "6h", Max: "24h", Min: "1m", BackDate: "2m"},
 		},
+		Rotation: rotationFile{
+			Automatic: "propose", Windows: []string{},
+			KeyHold:         "720h", // 30 days
+			RehearsalWindow: "2m",
+		},
 		Images: imagesFile{
 			Issuance:       "audit",
 			Namespaces:     map[string]string{},

@@ -25,6 +25,8 @@ type File struct {
 	Attest attestFile `json:"attest"`
 	// The root, the issuing CA and the certificates of workloads.
 	Authority authorityFile `json:"authority"`
+	// How a root is replaced by the next.
+	Rotation rotationFile `json:"rotation"`
 	// Whether the images of a pod must be signed before it gets an identity.
 	Images imagesFile `json:"images"`
 	// The record of every issuance and every refusal of a proven caller.
