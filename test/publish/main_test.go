@@ -100,7 +100,7 @@ func (s *scene) config(replica string) kube.Config {
 
 // build makes a publisher that acts as an account with exactly what it says that
 // it needs.
-func (s *scene) build(replica string, change func(*kube.Config)) *runner {
+func (s *scene) build(replica string, change func(*kube.Config), through *faults) *runner {
 	s.t.Helper()
 	r := &runner{log: &record{}, forbidden: &forbidden{}}
 	cfg := s.config(replica)
@@ -116,7 +116,11 @@ func (s *scene) build(replica string, change func(*kube.Config)) *runner {
 	cfg.REST = s.permit(asked.Access())
 	cfg.REST.Wrap(func(next http.RoundTripper) http.RoundTripper {
 		r.forbidden.next = next
-		return r.forbidden
+		if through == nil {
+			return r.forbidden
+		}
+		through.next = r.forbidden
+		return through
 	})
 	cfg.Log, cfg.Registerer = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})), prometheus.NewRegistry()
 	if r.Publisher, err = kube.New(cfg); err != nil {
@@ -128,7 +132,17 @@ func (s *scene) build(replica string, change func(*kube.Config)) *runner {
 // start runs a publisher until the test or stop ends it.
 func (s *scene) start(replica string, change func(*kube.Config)) *runner {
 	s.t.Helper()
-	r := s.build(replica, change)
+	return s.run(replica, s.build(replica, change, nil))
+}
+
+// startThrough is start with faults in the way.
+func (s *scene) startThrough(replica string, through *faults) *runner {
+	s.t.Helper()
+	return s.run(replica, s.build(replica, nil, through))
+}
+
+func (s *scene) run(replica string, r *runner) *runner {
+	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()

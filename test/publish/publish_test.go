@@ -47,7 +47,14 @@ func TestConverges(t *testing.T) {
 	// The next bundle, in the objects and in the ClusterTrustBundle.
 	s.authority.AddRoot(t)
 	began = time.Now()
-	s.until("following", func() string { return strings.Join(r.behind(), "\n") })
+	s.until("following", func() string {
+		for _, read := range r.Report() {
+			if read.Sequence != s.authority.Current().Sequence() {
+				return fmt.Sprintf("%+v", read)
+			}
+		}
+		return ""
+	})
 	t.Logf("a new bundle after %v", time.Since(began).Round(time.Millisecond))
 	s.current(r, names...)
 	bundle, err := s.client.CertificatesV1beta1().ClusterTrustBundles().Get(t.Context(), s.bundle(), metav1.GetOptions{})

@@ -1,9 +1,12 @@
 package publish_test
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -167,11 +170,63 @@ func TestAPIServerAwayAndBack(t *testing.T) {
 	t.Logf("whole %v after the API server is back", time.Since(began).Round(time.Millisecond))
 }
 
+// TestAnswersAreLost has a proxy in the way that drops the answers of two writes
+// in three, and answers for the API server that it is overloaded.
+func TestAnswersAreLost(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, cluster.Shared(t), "lost")
+	var names []string
+	for i := range 20 {
+		names = append(names, fmt.Sprintf("lost-%02d", i))
+	}
+	s.selected(names...)
+	faults := &faults{}
+	r := s.startThrough("a", faults)
+	s.until("faults", func() string {
+		if faults.count.Load() < 12 {
+			return "there are none"
+		}
+		return ""
+	})
+	s.authority.AddRoot(t)
+	faults.off.Store(true)
+	s.current(r, names...)
+	s.until("all well", func() string { return strings.Join(r.behind(), "\n") })
+	if s.configMap(names[0]) == nil || !strings.HasPrefix(s.holder(), "a_") {
+		t.Errorf("%q holds the Lease", s.holder())
+	}
+}
+
+// faults sends writes on and loses the answer, or refuses them, by turns.
+type faults struct {
+	next  http.RoundTripper
+	count atomic.Int64
+	off   atomic.Bool
+}
+
+// RoundTrip implements http.RoundTripper.
+func (f *faults) RoundTrip(req *http.Request) (*http.Response, error) {
+	if f.off.Load() || req.Method != http.MethodPatch {
+		return f.next.RoundTrip(req)
+	}
+	switch f.count.Add(1) % 3 {
+	case 0:
+		return f.next.RoundTrip(req)
+	case 1:
+		res, err := f.next.RoundTrip(req)
+		if err == nil {
+			res.Body.Close()
+		}
+		return nil, errors.New("the answer is lost")
+	}
+	return &http.Response{StatusCode: http.StatusTooManyRequests, Header: http.Header{}, Body: http.NoBody, Request: req, ProtoMajor: 1, ProtoMinor: 1}, nil
+}
+
 // TestAccess takes each rule away and wants the probe to name it.
 func TestAccess(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, cluster.Shared(t), "access")
-	r := s.build("a", nil)
+	r := s.build("a", nil, nil)
 	for _, f := range r.Probe(t.Context()) {
 		if f.Err != nil {
 			t.Errorf("with all rules: %s: %v", f.What, f.Err)

@@ -296,8 +296,11 @@ const unwritten = "not written yet"
 // problem says what keeps the newest bundle from e. A replica that does not
 // write has only the decision to go by.
 func (v *view) problem(e *entry) string {
-	if e.problem != "" || v.wanted == nil {
+	if e.problem != "" {
 		return e.problem
+	}
+	if v.wanted == nil {
+		return unwritten
 	}
 	if what := decide(e.object, v.wanted, v.takeOver); what.problem != "" {
 		return what.problem
