@@ -52,14 +52,16 @@ func (f *File) Close() error { return f.lock.Close() }
 // ReadFile returns the verified state of the store in dir, beside a process
 // that has it open.
 func ReadFile(fsys durable.FS, dir string) (State, error) {
-	records, err := read(fsys, dir)
+	records, err := ReadRecords(fsys, dir)
 	if err != nil {
 		return State{}, err
 	}
 	return Replay(records)
 }
 
-func read(fsys durable.FS, dir string) ([]Record, error) {
+// ReadRecords returns the records of the store in dir as they stand there, beside
+// a process that has it open: [Replay] says whether they are to be believed.
+func ReadRecords(fsys durable.FS, dir string) ([]Record, error) {
 	data, err := durable.Read(fsys, path.Join(dir, fileName), maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNoJournal
@@ -94,7 +96,7 @@ func (f *File) Load(context.Context) (State, error) {
 // may have failed behind its rename. What is visible then is written once more,
 // so that what others base on it cannot vanish.
 func (f *File) load() (State, []Record, error) {
-	records, err := read(f.fsys, f.dir)
+	records, err := ReadRecords(f.fsys, f.dir)
 	if err != nil {
 		return State{}, nil, err
 	}
