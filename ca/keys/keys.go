@@ -1,194 +1,226 @@
-// Package keys opens the signers of authorities from KMS URIs, through
-// go.step.sm/crypto, and seals keys that live in files.
+// Package keys makes, opens and destroys the keys of authorities. A KMS URI
+// names each: softkms:path=FILE a key that lies sealed in a file, pkcs11:… one
+// that lives in a token, and whatever kind else a build links in a package of
+// go.step.sm/crypto for. PKCS #11 needs cgo; a build without it says so.
 //
-// A kind of KMS is there when its package is linked in: a build that wants
-// another one imports the library's package for it. Private keys never pass
-// through this package's errors, and a sealed key's passphrase comes from a
-// file that strangers cannot read, never from configuration or environment. Its
-// group may read it: that is how a cluster mounts a secret for an account that
-// is not root. The package keeps no state.
+// Invariants: a private key never passes through this package's errors, and one
+// in a token never leaves it; a key is only handed out for the certificate that
+// it belongs to, and each signature of a device is verified under that
+// certificate's key before it is used. Passphrases and PINs come from files that
+// strangers cannot read, never from configuration, environment or a URI. Their
+// group may read them: that is how a cluster mounts a secret for an account that
+// is not root.
+//
+// A device is given up rather than waited for: each call has a deadline, and
+// only a few may hang at once. What fails on a session that was opened before is
+// tried once more on a new one. A [Store] is safe for concurrent use; each
+// PKCS #11 module is used by one call at a time, and belongs to one Store of the
+// process.
 package keys
 
 import (
-	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"encoding/base64"
-	"encoding/pem"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.step.sm/crypto/kms/apiv1"
-	"go.step.sm/crypto/kms/softkms"
-	"go.step.sm/crypto/kms/uri"
-	"go.step.sm/crypto/pemutil"
 
+	"github.com/hallmark-ca/hallmark/ca/durable"
 	"github.com/hallmark-ca/hallmark/ca/profile"
 )
 
-// Config says where keys in files are.
+// Config says where keys are, and how new ones are made.
 type Config struct {
 	Dir            string // relative paths of softkms: URIs lie below it
-	PassphraseFile string
+	PassphraseFile string // seals the keys in files
+	// URI names where new keys are made: a token (pkcs11:…), or "" for files in
+	// Dir. For keys of that same token, its module and PIN file are used rather
+	// than those that were right when the key was made.
+	URI       string
+	Algorithm Algorithm     // of new keys; "" is [P256]
+	Timeout   time.Duration // of a call to a device; 0 is 15 s. Making a key may take 8 times as long.
+	FS        durable.FS    // writes and removes files in Dir; nil: the system's own
+
+	Registerer prometheus.Registerer // nil: no metrics
+	Log        *slog.Logger          // nil: none
 }
 
-// Bounds of a passphrase and of a sealed key, in bytes.
 const (
-	minPassphrase = 16
-	maxPassphrase = 4096
-	maxSealed     = 64 << 10
+	defaultTimeout = 15 * time.Second
+	// slowMake is how much longer making a key may take than using one: an RSA
+	// key of 4096 bits takes a small token a minute.
+	slowMake = 8
 )
 
-// URI returns the URI of a sealed key file, relative to [Config.Dir].
-func URI(file string) string { return softkms.Scheme + ":path=" + file }
+// Store makes, opens and destroys keys.
+type Store struct {
+	cfg     Config
+	home    address // of new keys; its kind is softkms for files
+	metrics *metrics
 
-// Open returns the signer that a KMS URI names, such as
-// softkms:path=root.pem. An authority's key is ECDSA P-256 or P-384, or RSA of
-// 3072 to 4096 bits; others are refused.
-func Open(ctx context.Context, rawURI string, cfg Config) (crypto.Signer, error) {
-	kind, err := apiv1.TypeOf(rawURI)
+	mu      sync.Mutex // guards devices
+	devices map[string]*device
+}
+
+// New checks cfg and returns a store. Nothing is opened yet.
+func New(cfg Config) (*Store, error) {
+	s := &Store{cfg: cfg, devices: map[string]*device{}}
+	var err error
+	if s.home, err = parseHome(cfg.URI); err != nil {
+		return nil, fmt.Errorf("checking where keys are made: %w", err)
+	}
+	if s.cfg.Algorithm == "" {
+		s.cfg.Algorithm = P256
+	}
+	if _, err := ParseAlgorithm(string(s.cfg.Algorithm)); err != nil {
+		return nil, err
+	}
+	if s.cfg.Timeout <= 0 {
+		s.cfg.Timeout = defaultTimeout
+	}
+	if s.cfg.FS == nil {
+		s.cfg.FS = durable.OS(cfg.Dir)
+	}
+	if s.cfg.Log == nil {
+		s.cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if s.metrics, err = newMetrics(cfg.Registerer); err != nil {
+		return nil, fmt.Errorf("making key store: %w", err)
+	}
+	return s, nil
+}
+
+// CheckURI tells whether new keys could be made where uri says, as far as that
+// can be told without opening it. "" means sealed files.
+func CheckURI(uri string) error {
+	_, err := parseHome(uri)
+	return err
+}
+
+// Check opens the token in which new keys are made, and logs in to it. Of
+// sealed files there is nothing to open.
+func (s *Store) Check(ctx context.Context) error {
+	if s.home.kind == apiv1.SoftKMS {
+		return nil
+	}
+	if err := s.device(s.home).call(ctx, s.cfg.Timeout, s.home, job{f: func(context.Context, *session) error { return nil }}); err != nil {
+		return fmt.Errorf("opening %s: %w", s.home, err)
+	}
+	return nil
+}
+
+// Open returns the signer of the key that uri names, which must be the key of
+// cert: ECDSA P-256 or P-384, or RSA of 3072 to 4096 bits. The signer is good
+// for as long as ctx lives.
+func (s *Store) Open(ctx context.Context, uri string, cert *x509.Certificate) (crypto.Signer, error) {
+	at, err := parseKey(uri)
 	if err != nil {
-		return nil, fmt.Errorf("opening key %s: %w", rawURI, err)
+		return nil, fmt.Errorf("opening key: %w", err)
 	}
-	newManager, ok := apiv1.LoadKeyManagerNewFunc(kind)
-	if !ok {
-		return nil, fmt.Errorf("opening key %s: this build has no key manager of kind %q; it has %q", rawURI, kind, softkms.Scheme)
+	fail := func(err error) (crypto.Signer, error) { return nil, fmt.Errorf("opening key %s: %w", at, err) }
+	// Before anything is opened: what may not sign is not touched.
+	if _, err := profile.AlgorithmFor(cert.PublicKey); err != nil {
+		return fail(err)
 	}
-	manager, err := newManager(ctx, apiv1.Options{Type: kind, URI: rawURI})
-	if err != nil {
-		return nil, fmt.Errorf("opening key %s: %w", rawURI, err)
-	}
-	req := &apiv1.CreateSignerRequest{SigningKey: rawURI}
-	if kind == apiv1.SoftKMS {
-		if req, err = fileRequest(rawURI, cfg); err != nil {
-			return nil, fmt.Errorf("opening key %s: %w", rawURI, err)
+	if at.kind != apiv1.SoftKMS {
+		at = s.home.moved(at)
+		signer := &signer{ctx: ctx, store: s, at: at, public: cert.PublicKey}
+		if err := signer.do(func(crypto.Signer) error { return nil }); err != nil {
+			return fail(err)
 		}
+		return signer, nil
 	}
-	signer, err := manager.CreateSigner(req)
+	signer, err := s.openFile(ctx, at)
 	if err != nil {
-		return nil, fmt.Errorf("opening key %s: %w", rawURI, err)
+		return fail(err)
 	}
-	if _, err := profile.AlgorithmFor(signer.Public()); err != nil {
-		return nil, fmt.Errorf("opening key %s: %w", rawURI, err)
+	if !same(cert.PublicKey, signer.Public()) {
+		return fail(notTheKey(cert))
 	}
 	return signer, nil
 }
 
-// OpenFor opens a key and checks that it is the one in cert.
-func OpenFor(ctx context.Context, rawURI string, cert *x509.Certificate, cfg Config) (crypto.Signer, error) {
-	signer, err := Open(ctx, rawURI, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if key, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !key.Equal(signer.Public()) {
-		return nil, fmt.Errorf("opening key %s: it is not the key of %q", rawURI, cert.Subject)
-	}
-	return signer, nil
+// Made is a key that [Store.Make] made.
+type Made struct {
+	URI    string // under which it can be opened again
+	Cert   *x509.Certificate
+	Signer crypto.Signer // good for as long as the context of Make lives
 }
 
-func fileRequest(rawURI string, cfg Config) (*apiv1.CreateSignerRequest, error) {
-	parsed, err := uri.ParseWithScheme(softkms.Scheme, rawURI)
+// Make makes a key of the configured kind where the configuration says, and has
+// certify make its certificate. Key and name are new, and durable on return. A
+// cut within it, or a failure, may leave a key that nobody names.
+func (s *Store) Make(ctx context.Context, certify func(crypto.Signer) (*x509.Certificate, error)) (Made, error) {
+	made, err := s.makeIn(ctx, certify)
 	if err != nil {
-		return nil, err
+		return Made{}, fmt.Errorf("making key: %w", err)
 	}
-	file := parsed.Get("path")
-	if file == "" {
-		return nil, errors.New("the URI names no file: want softkms:path=FILE")
-	}
-	if !filepath.IsAbs(file) {
-		file = filepath.Join(cfg.Dir, file)
-	}
-	sealed, err := readPrivate(file, maxSealed)
-	if err != nil {
-		return nil, err
-	}
-	block, rest := pem.Decode(sealed)
-	if block == nil || block.Type != "ENCRYPTED PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, fmt.Errorf("%s is no sealed key (PEM block ENCRYPTED PRIVATE KEY): a key in the clear is not used", file)
-	}
-	passphrase, err := Passphrase(cfg.PassphraseFile)
-	if err != nil {
-		return nil, err
-	}
-	return &apiv1.CreateSignerRequest{SigningKeyPEM: sealed, Password: passphrase}, nil
+	return made, nil
 }
 
-// Generate makes a P-256 key.
-func Generate() (crypto.Signer, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("generating key: %w", err)
+func (s *Store) makeIn(ctx context.Context, certify func(crypto.Signer) (*x509.Certificate, error)) (Made, error) {
+	if s.home.kind == apiv1.SoftKMS {
+		return s.makeFile(ctx, certify)
 	}
-	return key, nil
+	at, signer, err := s.makeInToken(ctx)
+	if err != nil {
+		return Made{}, err
+	}
+	cert, err := certify(signer)
+	if err == nil && !same(cert.PublicKey, signer.Public()) {
+		err = notTheKey(cert)
+	}
+	if err != nil {
+		return Made{}, errors.Join(err, s.destroyInToken(ctx, at, signer.Public()))
+	}
+	return Made{at.String(), cert, signer}, nil
 }
 
-// Seal returns key as PKCS #8 in PEM, encrypted under passphrase (PBES2).
-func Seal(key crypto.Signer, passphrase []byte) ([]byte, error) {
-	block, err := pemutil.Serialize(key, pemutil.WithPKCS8(true), pemutil.WithPassword(passphrase))
+// Destroy destroys the key of cert that uri names, durable on return. A key that
+// is gone already is no error; one that is another's is not touched.
+func (s *Store) Destroy(ctx context.Context, uri string, cert *x509.Certificate) error {
+	at, err := parseKey(uri)
 	if err != nil {
-		return nil, fmt.Errorf("sealing key: %w", err)
+		return fmt.Errorf("destroying key: %w", err)
 	}
-	return pem.EncodeToMemory(block), nil
+	if at.kind == apiv1.SoftKMS {
+		err = s.destroyFile(ctx, at, cert)
+	} else {
+		err = s.destroyInToken(ctx, s.home.moved(at), cert.PublicKey)
+	}
+	if err != nil {
+		return fmt.Errorf("destroying key %s: %w", at, err)
+	}
+	return nil
 }
 
-// NewPassphrase returns 256 random bits as text, with a final newline.
-func NewPassphrase() []byte {
-	var b [32]byte
-	rand.Read(b[:])
-	return []byte(base64.RawURLEncoding.EncodeToString(b[:]) + "\n")
+// Close lets go of every device. One that hangs is left behind. What is used
+// afterwards is opened anew.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	devices := maps.Clone(s.devices)
+	s.mu.Unlock()
+	var err error
+	for _, d := range devices {
+		err = errors.Join(err, d.close(s.cfg.Timeout))
+	}
+	return err
 }
 
-// Passphrase reads a passphrase of 16 to 4096 bytes from a file that strangers
-// cannot read. One final newline does not count.
-func Passphrase(file string) ([]byte, error) {
-	if file == "" {
-		return nil, errors.New("reading passphrase: no file is configured (authority.passphraseFile)")
-	}
-	text, err := readPrivate(file, maxPassphrase+1)
-	if err != nil {
-		return nil, fmt.Errorf("reading passphrase: %w", err)
-	}
-	text = bytes.TrimSuffix(text, []byte("\n"))
-	if len(text) < minPassphrase || len(text) > maxPassphrase {
-		return nil, fmt.Errorf("reading passphrase: %s holds %d bytes, want %d to %d", file, len(text), minPassphrase, maxPassphrase)
-	}
-	return text, nil
+func notTheKey(cert *x509.Certificate) error {
+	return fmt.Errorf("it is not the key of %q (key id %s)", cert.Subject, hex.EncodeToString(cert.SubjectKeyId))
 }
 
-// readPrivate reads a file of at most limit bytes, and refuses one that
-// everyone can read or change. A mounted secret is read through symbolic links.
-func readPrivate(file string, limit int64) ([]byte, error) {
-	// A pipe would be waited for.
-	if info, err := os.Stat(file); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file", file)
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat() // of what is read, whatever the name is now
-	if err != nil {
-		return nil, err
-	}
-	if mode := info.Mode().Perm(); mode&0o007 != 0 {
-		return nil, fmt.Errorf("%s can be read by everyone (mode %#o): chmod 600 %s", file, mode, file)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s has more than %d bytes", file, limit)
-	}
-	return data, nil
+// same tells whether two public keys are one.
+func same(a, b crypto.PublicKey) bool {
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
 }

@@ -41,7 +41,7 @@ var sealed = sync.OnceValues(func() (*ecdsa.PrivateKey, []byte) {
 })
 
 // folder is a folder with root.pem and a passphrase.
-func folder(t *testing.T) keys.Config {
+func folder(t testing.TB) keys.Config {
 	t.Helper()
 	dir := t.TempDir()
 	_, text := sealed()
@@ -50,7 +50,23 @@ func folder(t *testing.T) keys.Config {
 	return keys.Config{Dir: dir, PassphraseFile: filepath.Join(dir, "passphrase")}
 }
 
-func write(t *testing.T, file string, content []byte, mode os.FileMode) {
+// open returns the store of a configuration.
+func open(tb testing.TB, cfg keys.Config) *keys.Store {
+	tb.Helper()
+	s, err := keys.New(cfg)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
+}
+
+// certificate is one of the key.
+func certificate(tb testing.TB, key crypto.Signer) *x509.Certificate {
+	tb.Helper()
+	return catest.Certify(tb, ca.Root, attesttest.Domain(tb, "cluster.local"), key, ca.Parent{}, time.Hour, time.Now())
+}
+
+func write(t testing.TB, file string, content []byte, mode os.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(file, content, 0o600); err != nil {
 		t.Fatal(err)
@@ -64,7 +80,7 @@ func TestOpenSealedKey(t *testing.T) {
 	t.Parallel()
 	key, text := sealed()
 	cfg := folder(t)
-	signer, err := keys.Open(t.Context(), keys.URI("root.pem"), cfg)
+	signer, err := open(t, cfg).Open(t.Context(), keys.URI("root.pem"), certificate(t, key))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +104,7 @@ func TestOpenSealedKey(t *testing.T) {
 	if err := os.Chmod(filepath.Join(cfg.Dir, "root.pem"), 0o440); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keys.Open(t.Context(), "softkms:path="+filepath.Join(cfg.Dir, "root.pem"), cfg); err != nil {
+	if _, err := open(t, cfg).Open(t.Context(), "softkms:path="+filepath.Join(cfg.Dir, "root.pem"), certificate(t, key)); err != nil {
 		t.Errorf("by its whole path: %v", err)
 	}
 }
@@ -165,13 +181,14 @@ func TestOpenRefuses(t *testing.T) {
 		"no file":          {func(*testing.T, *keys.Config) string { return keys.URI("none.pem") }, "no such file"},
 		"no path":          {func(*testing.T, *keys.Config) string { return "softkms:" }, "names no file"},
 		"unknown manager":  {func(*testing.T, *keys.Config) string { return "papyrus:path=root.pem" }, "papyrus"},
-		"no URI":           {func(*testing.T, *keys.Config) string { return "" }, "scheme is missing"},
+		"no URI":           {func(*testing.T, *keys.Config) string { return "" }, "no URI of the form"},
 		"manager not here": {func(*testing.T, *keys.Config) string { return "awskms:key-id=1" }, "no key manager"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cfg := folder(t)
-			_, err := keys.Open(t.Context(), tt.change(t, &cfg), cfg)
+			uri := tt.change(t, &cfg)
+			_, err := open(t, cfg).Open(t.Context(), uri, certificate(t, key))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("%v, want %q", err, tt.want)
 			}
@@ -202,23 +219,23 @@ func TestOpenRefusesWeakKeys(t *testing.T) {
 				t.Fatal(err)
 			}
 			write(t, filepath.Join(cfg.Dir, "root.pem"), text, 0o600)
-			if _, err := keys.Open(t.Context(), keys.URI("root.pem"), cfg); err == nil || !strings.Contains(err.Error(), "not supported") {
+			if _, err := open(t, cfg).Open(t.Context(), keys.URI("root.pem"), &x509.Certificate{PublicKey: key.Public()}); err == nil || !strings.Contains(err.Error(), "not supported") {
 				t.Errorf("opened: %v", err)
 			}
 		})
 	}
 }
 
-func TestOpenForWantsTheKeyOfTheCertificate(t *testing.T) {
+func TestOpenWantsTheKeyOfTheCertificate(t *testing.T) {
 	t.Parallel()
 	key, _ := sealed()
 	cfg, td := folder(t), attesttest.Domain(t, "cluster.local")
 	own := catest.Certify(t, ca.Root, td, key, ca.Parent{}, time.Hour, time.Now())
 	other := catest.Certify(t, ca.Root, td, catest.Key(t), ca.Parent{}, time.Hour, time.Now())
-	if _, err := keys.OpenFor(t.Context(), keys.URI("root.pem"), own, cfg); err != nil {
+	if _, err := open(t, cfg).Open(t.Context(), keys.URI("root.pem"), own); err != nil {
 		t.Error(err)
 	}
-	if _, err := keys.OpenFor(t.Context(), keys.URI("root.pem"), other, cfg); err == nil || !strings.Contains(err.Error(), "not the key of") {
+	if _, err := open(t, cfg).Open(t.Context(), keys.URI("root.pem"), other); err == nil || !strings.Contains(err.Error(), "not the key of") {
 		t.Errorf("a key was opened for another's certificate: %v", err)
 	}
 }
