@@ -23,6 +23,7 @@ type view struct {
 	wanted     *wanted    // nil: no snapshot yet
 	namespaces map[string]*namespace
 	entries    map[key]*entry
+	events     uint64
 	synced     [kinds]bool
 	failing    [kinds]string // what is wrong with each watch; "": nothing
 }
@@ -45,6 +46,15 @@ type entry struct {
 	other    bool      // its readers may have read another content
 	problem  string    // that the last decision or write left
 	contest  contest
+	event    uint64 // the last that told of it, by the view's count
+	done     done
+}
+
+// done is a write that was answered and that the watch has not shown yet: there
+// is no need for another.
+type done struct {
+	wanted *wanted // nil: there is none
+	event  uint64  // of what it was decided on
 }
 
 func newView(cfg *Config, targets map[kind]*target, wake func(key)) *view {
@@ -93,9 +103,16 @@ func (v *view) entry(k key) *entry {
 	e := v.entries[k]
 	if e == nil {
 		e = &entry{}
+		v.count(e)
 		v.entries[k] = e
 	}
 	return e
+}
+
+// count notes that something was told of e. The caller holds mu.
+func (v *view) count(e *entry) {
+	v.events++
+	e.event = v.events
 }
 
 // put takes in an object that is there.
@@ -128,6 +145,7 @@ func (v *view) putLocked(k kind, o *object, byWatch bool) (key, bool) {
 	at := key{k, o.Namespace}
 	e := v.entry(at)
 	e.object = o
+	v.count(e)
 	v.settle(at, e)
 	return at, true
 }
@@ -156,6 +174,7 @@ func (v *view) remove(k kind, o *object) {
 // be anything.
 func (v *view) gone(at key, e *entry) {
 	e.object = nil
+	v.count(e)
 	v.settle(at, e)
 	if v.namespaces[at.namespace] == nil && at.kind == configMaps {
 		delete(v.entries, at)
@@ -178,7 +197,11 @@ func (v *view) replace(k kind, list []*object) {
 		}
 	} else {
 		for at, e := range v.entries {
-			if at.kind == k && e.object != nil && !there[at.namespace+"/"+v.targets[k].name] {
+			if at.kind != k {
+				continue
+			}
+			v.count(e) // the list is newer than any write
+			if e.object != nil && !there[at.namespace+"/"+v.targets[k].name] {
 				v.gone(at, e)
 			}
 		}
@@ -229,9 +252,17 @@ func (v *view) told(k kind, err error) (text string, news bool) {
 
 // task is an object as it is decided about.
 type task struct {
-	entry  *entry // not to be used without mu
 	object *object
 	wanted *wanted
+	event  uint64
+}
+
+// version is the object's, "" where there is none.
+func (t task) version() string {
+	if t.object == nil {
+		return ""
+	}
+	return t.object.ResourceVersion
 }
 
 // task returns what there is to decide about k; false: nothing, for now.
@@ -247,7 +278,7 @@ func (v *view) task(k key) (task, bool) {
 		}
 	}
 	e := v.entry(k)
-	return task{e, e.object, v.wanted}, true
+	return task{e.object, v.wanted, e.event}, e.done != done{v.wanted, e.event}
 }
 
 // note keeps what came of k.

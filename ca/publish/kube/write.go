@@ -117,16 +117,12 @@ func (p *Publisher) put(ctx context.Context, k key, task task, how move) error {
 	if err != nil {
 		return err
 	}
-	version := ""
-	if task.object != nil {
-		version = task.object.ResourceVersion
-	}
 	t := p.targets[k.kind]
 	var client dynamic.ResourceInterface = p.api.dynamic.Resource(at)
 	if k.namespace != "" {
 		client = p.api.dynamic.Resource(at).Namespace(k.namespace)
 	}
-	_, err = client.Apply(ctx, t.name, t.render(at, k.namespace, version, task.wanted), metav1.ApplyOptions{FieldManager: manager, Force: how == force})
+	_, err = client.Apply(ctx, t.name, t.render(at, k.namespace, task.version(), task.wanted), metav1.ApplyOptions{FieldManager: manager, Force: how == force})
 	return err
 }
 
@@ -139,7 +135,7 @@ func (p *Publisher) came(t *term, k key, task task, what verdict, next contest, 
 		p.pause.over()
 		t.queue.Forget(k)
 		p.view.note(k, func(e *entry) {
-			e.problem = ""
+			e.problem, e.done = "", done{task.wanted, task.event}
 			if what.from != "" {
 				e.contest = next
 			}
