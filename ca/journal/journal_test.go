@@ -148,7 +148,7 @@ func TestReplayFindsTampering(t *testing.T) {
 		}
 	}
 	for n, rec := range a.records {
-		for at := range rec.Body {
+		for at := 0; at < len(rec.Body); at += 7 {
 			bad := slices.Clone(a.records)
 			bad[n].Body = bytes.Clone(rec.Body)
 			bad[n].Body[at] ^= 1
