@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -32,8 +33,11 @@ it elsewhere. It reads the files, also beside a running server.`,
 				return err
 			}
 			current, err := journal.ReadFile(dir.FS(), state.Journal)
+			if errors.Is(err, journal.ErrNoJournal) {
+				return fmt.Errorf("%s: %w, or name the state directory with --state", dir, err)
+			}
 			if err != nil {
-				return fmt.Errorf("%w: name the state directory with --state", err)
+				return fmt.Errorf("%s: %w: put back the newest copy of the state directory", dir, err)
 			}
 			roots, err := current.Certificates()
 			if err != nil {
