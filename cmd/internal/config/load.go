@@ -27,7 +27,7 @@ const (
 func Load(path string) (*Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading configuration: %w: run hallmark init first, or name the file with --config", err)
+		return nil, fmt.Errorf("reading configuration: %w: run hallmark init first, or name the right --state or --config", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
@@ -106,7 +106,7 @@ func (c *checker) fill(file *File, tree map[string]any) {
 			return
 		}
 		for _, unknown := range strict {
-			c.add(unknownPath(unknown.Error()), "the key is not known", "see docs/configuration.md for the keys; spelling and case count")
+			c.add(unknownPath(unknown.Error()), "the key is not known", "correct its spelling (case counts); the file that hallmark init writes has every key")
 		}
 		return
 	}
@@ -172,7 +172,7 @@ func (c *checker) ambiguous(path string, node *yamlv3.Node, depth int) {
 	switch node.Kind {
 	case yamlv3.ScalarNode:
 		if node.Style == 0 && booleans.MatchString(node.Value) {
-			c.add(path, fmt.Sprintf("%s in line %d may be read as a boolean", node.Value, node.Line), "write true or false, or put it in quotes")
+			c.add(path, fmt.Sprintf("%s in line %d may be read as a boolean", node.Value, node.Line), "write the word that the setting knows; a text goes in quotes")
 		}
 	case yamlv3.MappingNode:
 		for i := 0; i+1 < len(node.Content); i += 2 {
