@@ -25,10 +25,18 @@ const (
 )
 
 // atHand returns the decision for key, if there is one that counts. One that
-// does not let the image pass counts for RetryAfter only.
+// does not let the image pass counts for RetryAfter only; one that is no verdict
+// for a moment, because to make it costs as much.
 func (g *Gate) atHand(key decisionKey, now time.Time) *decided {
 	d, ok := g.decisions.Get(key)
-	if !ok || d.decision.Outcome != Allow && now.Sub(d.at) >= g.cfg.RetryAfter {
+	if !ok {
+		return nil
+	}
+	limit := g.cfg.RetryAfter
+	if d.decision.Reason.Kind() == attest.KindUnavailable {
+		limit = min(limit, awayFor)
+	}
+	if d.decision.Outcome != Allow && now.Sub(d.at) >= limit {
 		return nil
 	}
 	if last := d.touched.Load(); now.Unix()-last >= int64(touchEvery/time.Second) && d.touched.CompareAndSwap(last, now.Unix()) {
@@ -49,7 +57,7 @@ func (g *Gate) keep(key decisionKey, d *decided) {
 	if g.decisions.Add(key, d) {
 		g.evicted.Store(true)
 	}
-	if d.decision.Outcome == Allow || known && old.decision.Outcome == d.decision.Outcome && old.decision.Reason == d.decision.Reason {
+	if d.decision.Outcome == Allow || d.decision.Reason.Kind() == attest.KindUnavailable || known && old.decision.Outcome == d.decision.Outcome && old.decision.Reason == d.decision.Reason {
 		return
 	}
 	g.cfg.Log.Warn("image does not pass", "image", attest.Escape(key.image), "imageID", attest.Escape(key.imageID), "outcome", d.decision.Outcome.String(),
@@ -119,7 +127,7 @@ func (g *Gate) refresh() {
 			}
 			seen[s] = true
 			if now.After(g.due(s, d.oldest)) {
-				g.fetcher.refresh(s, true)
+				g.fetcher.refresh(s, nobody)
 			}
 		}
 	}

@@ -14,7 +14,10 @@
 //   - What runs is what is judged: the digest that the status names, looked for
 //     at the repository that the spec names.
 //   - A fault of a registry is never a verdict: it is Unavailable, under its own
-//     reason, and is not kept.
+//     reason, and is kept for a moment only.
+//   - Whoever writes pods chooses how many images they have, where these lie and
+//     how long their evidence takes to verify: fetches and decisions are shared
+//     out among namespaces.
 //   - No answer waits for a registry beyond the request's bound; the fetch goes
 //     on, and the retry finds it ready.
 //

@@ -3,7 +3,9 @@ package signing
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -41,13 +43,21 @@ type answer struct {
 // flight is a question under way.
 type flight struct {
 	target target
-	idle   bool          // nobody waits for it
+	who    string        // the namespace that asked first, or nobody
+	own    chan struct{} // its slots
+	common bool          // others ask, too: it counts against nobody; the fetcher's lock guards it
+	shared chan struct{} // closed with it
 	done   chan struct{} // closed when the answer is there
 }
 
+// nobody waits for what it asks.
+const nobody = ""
+
 // fetcher asks registries: each question once at a time whoever waits for it,
-// so many at once, so many of one registry, so that one that hangs holds up
-// none of the others, and so many in all. A caller that leaves stops nothing.
+// so many at once, and so many in all. Each registry has a share of that, so
+// that one that hangs holds up none of the others; and so has each namespace,
+// because whoever writes pods chooses how many images, and which registries. A
+// caller that leaves stops nothing.
 type fetcher struct {
 	cfg     *Config
 	log     *slog.Logger
@@ -62,17 +72,13 @@ type fetcher struct {
 	slots chan struct{}
 	idle  chan struct{} // slots for what nobody waits for
 
-	mu      sync.Mutex // guards running, hosts, and the pair of running and answers
+	mu      sync.Mutex // guards running and the shares, and the pair of running and answers
 	running map[target]*flight
-	hosts   map[string]*host
+	hosts   shares
+	tenants shares
+	pairs   shares // of one namespace at one registry
 	answers *lru.Cache[target, answer]
 	spare   *lru.Cache[evidence.Subject, *evidence.Evidence]
-}
-
-// host is one registry, for as long as somebody asks it.
-type host struct {
-	slots chan struct{}
-	users int
 }
 
 func newFetcher(cfg *Config) (*fetcher, error) {
@@ -85,7 +91,8 @@ func newFetcher(cfg *Config) (*fetcher, error) {
 		return nil, err
 	}
 	return &fetcher{
-		cfg: cfg, log: cfg.Log, answers: answers, spare: spare, running: map[target]*flight{}, hosts: map[string]*host{},
+		cfg: cfg, log: cfg.Log, answers: answers, spare: spare, running: map[target]*flight{},
+		hosts: newShares(cfg.Parallel / 2), tenants: newShares(cfg.Parallel * 3 / 4), pairs: newShares(cfg.Parallel / 2),
 		queue: make(chan *flight, cfg.Queue), slots: make(chan struct{}, cfg.Parallel), idle: make(chan struct{}, max(1, cfg.Parallel/4)),
 	}, nil
 }
@@ -101,24 +108,44 @@ func (f *fetcher) held(s evidence.Subject) *evidence.Evidence {
 	return nil
 }
 
+// tenantPart is what one namespace may have of the queue, as a divisor.
+const tenantPart = 8
+
 // ask returns the answer to t if there is one for which fresh holds, else the
 // flight that will have one. It never waits.
-func (f *fetcher) ask(t target, idle bool, fresh func(answer) bool) (answer, *flight) {
+func (f *fetcher) ask(t target, who string, fresh func(answer) bool) (answer, *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if fl := f.running[t]; fl != nil {
+		fl.join(who)
 		return answer{}, fl
 	}
 	if a, ok := f.answers.Get(t); ok && fresh(a) {
 		return a, nil
 	}
-	if len(f.running) >= f.cfg.Queue {
+	switch own := f.tenants.users(who); {
+	case len(f.running) >= f.cfg.Queue:
 		return answer{at: f.cfg.Now(), deny: attest.Deny(attest.Overloaded, "", "%d questions to registries are under way", len(f.running))}, nil
+	case who != nobody && own >= max(1, f.cfg.Queue/tenantPart):
+		return answer{at: f.cfg.Now(), deny: attest.Deny(attest.Overloaded, "", "%d questions to registries are under way for pods of %s", own, who)}, nil
 	}
-	fl := &flight{target: t, idle: idle, done: make(chan struct{})}
+	fl := &flight{target: t, who: who, own: f.idle, shared: make(chan struct{}), done: make(chan struct{})}
+	if who != nobody {
+		fl.own = f.tenants.enter(who)
+	}
 	f.running[t] = fl
 	f.queue <- fl
 	return answer{}, fl
+}
+
+// join notes that who asks the same. Then it waits neither for the share of a
+// namespace, which another could have used up on purpose, nor behind what
+// nobody waits for. The fetcher's lock is held.
+func (fl *flight) join(who string) {
+	if who != nobody && who != fl.who && !fl.common {
+		fl.common = true
+		close(fl.shared)
+	}
 }
 
 // last returns the last answer to t.
@@ -126,13 +153,13 @@ func (f *fetcher) last(t target) (answer, bool) { return f.answers.Peek(t) }
 
 // proof returns the evidence of s, or why there is none, or the flight that
 // will have it.
-func (f *fetcher) proof(s evidence.Subject) (Proof, *flight) {
+func (f *fetcher) proof(s evidence.Subject, who string) (Proof, *flight) {
 	if e := f.held(s); e != nil {
 		return Proof{Evidence: e}, nil
 	}
 	// An answer without a fault says that the evidence was there and is not any
 	// more: it is asked for again.
-	a, fl := f.ask(target{subject: s}, false, func(a answer) bool { return a.deny != nil && f.young(a) })
+	a, fl := f.ask(target{subject: s}, who, func(a answer) bool { return a.deny != nil && f.young(a) })
 	if fl != nil {
 		return Proof{}, fl
 	}
@@ -141,8 +168,8 @@ func (f *fetcher) proof(s evidence.Subject) (Proof, *flight) {
 
 // resolve returns the digest of an image that is named by tag, or why there is
 // none, or the flight that will have it.
-func (f *fetcher) resolve(image string) (string, Proof, *flight) {
-	a, fl := f.ask(target{tag: image}, false, f.young)
+func (f *fetcher) resolve(image, who string) (string, Proof, *flight) {
+	a, fl := f.ask(target{tag: image}, who, f.young)
 	switch {
 	case fl != nil:
 		return "", Proof{}, fl
@@ -154,8 +181,8 @@ func (f *fetcher) resolve(image string) (string, Proof, *flight) {
 
 // refresh has s asked for again, if it was not within RetryAfter. It returns
 // nil if nothing is to be waited for.
-func (f *fetcher) refresh(s evidence.Subject, idle bool) *flight {
-	_, fl := f.ask(target{subject: s}, idle, func(a answer) bool { return f.cfg.Now().Sub(a.at) < f.cfg.RetryAfter })
+func (f *fetcher) refresh(s evidence.Subject, who string) *flight {
+	_, fl := f.ask(target{subject: s}, who, func(a answer) bool { return f.cfg.Now().Sub(a.at) < f.cfg.RetryAfter })
 	return fl
 }
 
@@ -191,19 +218,20 @@ func (f *fetcher) run(ctx context.Context) error {
 
 func stopped() answer { return answer{deny: attest.Deny(attest.ShuttingDown, "", "")} }
 
-// board waits for its turn: among what nobody waits for, at its registry, and
-// among all.
+// board waits for its turn: among those of its namespace, or those that nobody
+// waits for, at its registry, and among all.
 func (f *fetcher) board(ctx context.Context, fl *flight) answer {
-	h, leave := f.enter(fl.target)
+	turns, leave := f.turns(fl)
 	defer leave()
-	turns := []chan struct{}{h.slots, f.slots}
-	if fl.idle {
-		turns = append([]chan struct{}{f.idle}, turns...)
-	}
-	for _, turn := range turns {
+	for _, t := range turns {
+		var unless <-chan struct{}
+		if t.own {
+			unless = fl.shared
+		}
 		select {
-		case turn <- struct{}{}:
-			defer func() { <-turn }()
+		case t.slots <- struct{}{}:
+			defer func() { <-t.slots }()
+		case <-unless:
 		case <-ctx.Done():
 			return stopped()
 		}
@@ -211,28 +239,38 @@ func (f *fetcher) board(ctx context.Context, fl *flight) answer {
 	return f.fly(ctx, fl.target)
 }
 
-// enter returns the registry that t asks, until leave is called.
-func (f *fetcher) enter(t target) (h *host, leave func()) {
-	name, _, _ := strings.Cut(t.subject.Repository, "/")
-	if t.tag != "" {
-		if image, err := policy.ParseImage(t.tag); err == nil {
-			name, _, _ = strings.Cut(image.Repository(), "/")
-		}
-	}
+// turn is one of the slots that a flight needs.
+type turn struct {
+	slots chan struct{}
+	own   bool // not where others ask the same
+}
+
+// turns returns what fl needs, in this order: what waits for its registry holds
+// no more of its namespace's share than a registry may have of it, and what
+// waits for that share holds nothing that others could use.
+func (f *fetcher) turns(fl *flight) (turns []turn, leave func()) {
+	host := hostOf(fl.target)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if h = f.hosts[name]; h == nil {
-		h = &host{slots: make(chan struct{}, max(1, f.cfg.Parallel/2))}
-		f.hosts[name] = h
-	}
-	h.users++
-	return h, func() {
+	pair := fl.who + "\n" + host
+	return []turn{{f.pairs.enter(pair), true}, {fl.own, true}, {f.hosts.enter(host), false}, {f.slots, false}}, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		if h.users--; h.users == 0 {
-			delete(f.hosts, name)
+		f.hosts.leave(host)
+		f.pairs.leave(pair)
+	}
+}
+
+// hostOf returns the registry that t asks.
+func hostOf(t target) string {
+	repository := t.subject.Repository
+	if t.tag != "" {
+		if image, err := policy.ParseImage(t.tag); err == nil {
+			repository = image.Repository()
 		}
 	}
+	host, _, _ := strings.Cut(repository, "/")
+	return host
 }
 
 // land makes the answer known, and then lets go whoever waits for it.
@@ -241,6 +279,9 @@ func (f *fetcher) land(fl *flight, a answer) {
 	f.mu.Lock()
 	f.answers.Add(fl.target, a)
 	delete(f.running, fl.target)
+	if fl.who != nobody {
+		f.tenants.leave(fl.who)
+	}
 	f.mu.Unlock()
 	close(fl.done)
 }
@@ -255,9 +296,9 @@ func (f *fetcher) fly(ctx context.Context, t target) answer {
 	)
 	if t.tag != "" {
 		question = "resolve"
-		digest, err = f.resolveTag(ctx, t.tag)
+		err = guarded(func() (err error) { digest, err = f.resolveTag(ctx, t.tag); return err })
 	} else {
-		err = f.collect(ctx, t.subject)
+		err = guarded(func() error { return f.collect(ctx, t.subject) })
 	}
 	result := "ok"
 	a := answer{digest: digest}
@@ -272,6 +313,17 @@ func (f *fetcher) fly(ctx context.Context, t target) answer {
 	}
 	f.metrics.fetches.WithLabelValues(question, result).Observe(time.Since(start).Seconds())
 	return a
+}
+
+// guarded turns a panic over what a registry sent into an error: the process,
+// with the keys that it holds in memory, lives on.
+func guarded(ask func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("asking a registry: panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return ask()
 }
 
 // fault turns an error of a collector into a refusal. Only what a registry

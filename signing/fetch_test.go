@@ -263,8 +263,8 @@ func TestFetchBounds(t *testing.T) {
 		c.Parallel, c.Queue, c.Wait = 4, 20, 10*time.Millisecond
 	})
 	reasons := map[attest.Reason]int{}
-	for _, e := range many {
-		_, refusal := g.check(t, pod(pinned(e)))
+	for i, e := range many {
+		_, refusal := g.check(t, in(fmt.Sprint("ns", i), pod(pinned(e))))
 		if refusal == nil {
 			t.Fatal("passed without evidence")
 		}
@@ -288,7 +288,7 @@ func TestFetchBounds(t *testing.T) {
 	defer release()
 	for i := range 10 {
 		fresh := image(fmt.Sprint("fresh", i), s)
-		_, refusal := g.check(t, pod(pinned(fresh)))
+		_, refusal := g.check(t, in(fmt.Sprint("ns", i), pod(pinned(fresh))))
 		wantReason(t, refusal, attest.EvidencePending)
 	}
 	found, refusal := g.check(t, pod(pinned(elsewhere)))
@@ -363,4 +363,151 @@ func TestFetchStop(t *testing.T) {
 	if refusal := <-answer; refusal == nil || refusal.Reason.Kind() != attest.KindUnavailable {
 		t.Errorf("%v", refusal)
 	}
+}
+
+// in puts a pod into another namespace.
+func in(namespace string, p *attest.Pod) *attest.Pod {
+	p.Ref.Namespace = namespace
+	return p
+}
+
+// One pod named a thousand images at registries that hang, and no new image of
+// anybody else was looked for: neither was there room in the queue, nor a turn.
+func TestPodOfManyImagesHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSigner()
+		good := collected("ghcr.io/good/app", [][]byte{must2(manifest("good"))}, s.bundle(image("good").Subject.Digest))
+		claimed := collected("ghcr.io/claimed/app", [][]byte{must2(manifest("claimed"))}, s.bundle(image("claimed").Subject.Digest))
+		registry := newCollector(good, claimed)
+		g := newGate(t, registry, compile(cip("signed", "**", authorities(byKey("release", s)))))
+		defer registry.block("", good.Subject.Repository, claimed.Subject.Repository)()
+		var containers []attest.Container
+		for i := range 1100 {
+			containers = append(containers, pinned(collected(fmt.Sprintf("r%d.example/app", i%50), [][]byte{must2(manifest(fmt.Sprint(i)))})))
+			if i == 100 { // what another is going to run
+				containers = append(containers, pinned(claimed))
+			}
+		}
+		_, refusal := g.check(t, in("evil", pod(containers...)))
+		wantReason(t, refusal, attest.Overloaded)
+		synctest.Wait()
+		for _, e := range []*evidence.Evidence{good, claimed} {
+			start := time.Now()
+			found, refusal := g.check(t, pod(pinned(e)))
+			wantPass(t, found, refusal)
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("%s: it took %s", e.Subject, took)
+			}
+		}
+	})
+}
+
+// Evidence that took a second to verify, and that its registry never gave whole,
+// was verified anew at each request; and one check of many such images went on
+// for minutes after its time.
+func TestDearEvidenceIsDecidedOnceInAWhile(t *testing.T) {
+	t.Parallel()
+	part := image("a", newSigner())
+	part.Incomplete = true
+	clock := newClock()
+	g := newGate(t, newCollector(part), signedBy(newSigner()), clock.use)
+	for range 20 {
+		_, refusal := g.check(t, pod(pinned(part)))
+		wantReason(t, refusal, attest.RegistryAway)
+	}
+	if n := decided(t, g); n != 2 { // before the fetch, and with what it brought
+		t.Errorf("decided %d times, want 2", n)
+	}
+	clock.advance(3 * time.Second)
+	_, refusal := g.check(t, pod(pinned(part)))
+	wantReason(t, refusal, attest.RegistryAway)
+	if n := decided(t, g); n != 3 {
+		t.Errorf("decided %d times, want 3", n)
+	}
+}
+
+// A caller that has left has nothing verified for it.
+func TestNothingIsVerifiedForACallerThatLeft(t *testing.T) {
+	t.Parallel()
+	s := newSigner()
+	e := image("a", s)
+	g := newGate(t, newCollector(e), signedBy(s))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := g.Check(ctx, []*attest.Pod{pod(pinned(e))})
+	if err == nil || attest.DenialOf(err).Reason != attest.EvidencePending {
+		t.Errorf("%v, want EvidencePending", err)
+	}
+	if n := g.registry.total(); n != 0 {
+		t.Errorf("%d questions were asked for it", n)
+	}
+	found, refusal := g.check(t, pod(pinned(e)))
+	wantPass(t, found, refusal)
+}
+
+// decided returns how many decisions were made that were not at hand.
+func decided(t *testing.T, g *gate) uint64 {
+	t.Helper()
+	families, err := g.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "hallmark_image_decision_seconds" {
+			return f.GetMetric()[0].GetHistogram().GetSampleCount()
+		}
+	}
+	t.Fatal("no such metric")
+	return 0
+}
+
+// Whoever has much to decide waits for itself, and takes no turn of others.
+func TestTurnsAreSharedOut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		take := signing.NewTurns(2)
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		release, ok := take(short, "greedy")
+		if !ok {
+			t.Fatal("no turn, and all are free")
+		}
+		for range 100 {
+			go take(short, "greedy")
+		}
+		synctest.Wait()
+		start := time.Now()
+		other, ok := take(short, "other")
+		if took := time.Since(start); !ok || took > 0 {
+			t.Errorf("another waited %s for its turn: %t", took, ok)
+		}
+		if _, ok := take(short, "third"); ok {
+			t.Error("three turns at once, want 2")
+		}
+		other()
+		release()
+		if _, ok := take(t.Context(), "greedy"); !ok {
+			t.Error("turns that were given up in vain, or given back, are gone")
+		}
+	})
+}
+
+// A panic over what a registry sent would have ended the process, and its keys
+// with it.
+func TestPanicOfACollectorIsNoVerdict(t *testing.T) {
+	t.Parallel()
+	e := image("a", newSigner())
+	g := newGate(t, newCollector(), signedBy(newSigner()), func(c *signing.Config) { c.Collector = panicking{} })
+	for _, c := range []attest.Container{pinned(e), runs(repo+":v1", "")} {
+		_, refusal := g.check(t, pod(c))
+		wantReason(t, refusal, attest.InternalError)
+	}
+}
+
+type panicking struct{}
+
+func (panicking) Resolve(context.Context, string) (evidence.Subject, error) { panic("a tag") }
+func (panicking) Collect(context.Context, evidence.Subject) (*evidence.Evidence, error) {
+	panic("an image")
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -156,6 +157,7 @@ type collector struct {
 	away     error
 	hold     chan struct{} // questions wait for its end
 	held     string        // where set, those to this repository only
+	let      []string      // repositories that never wait
 	asked    map[string]int
 	arrived  chan string
 	busy     atomic.Int32
@@ -188,12 +190,12 @@ func (c *collector) fail(err error) {
 	c.away = err
 }
 
-// block lets questions to repository ("" for all) wait until release.
-func (c *collector) block(repository string) (release func()) {
+// block lets questions to repository ("" for all but let) wait until release.
+func (c *collector) block(repository string, let ...string) (release func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ch := make(chan struct{})
-	c.hold, c.held = ch, repository
+	c.hold, c.held, c.let = ch, repository, let
 	return sync.OnceFunc(func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -230,7 +232,7 @@ func (c *collector) enter(ctx context.Context, question, repository string) erro
 	c.mu.Lock()
 	c.asked[question]++
 	hold := c.hold
-	if c.held != "" && c.held != repository {
+	if c.held != "" && c.held != repository || slices.Contains(c.let, repository) {
 		hold = nil
 	}
 	c.mu.Unlock()

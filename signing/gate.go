@@ -3,6 +3,7 @@ package signing
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ type Gate struct {
 	metrics   *metrics
 	decisions *lru.Cache[decisionKey, *decided]
 	deciding  singleflight.Group
+	work      turns       // to decide from evidence
 	evicted   atomic.Bool // a decision was forgotten since the policies last changed
 	view      atomic.Pointer[view]
 	nudge     chan struct{} // holds one: the policies may have changed
@@ -75,6 +77,7 @@ func NewGate(cfg Config) (*Gate, error) {
 	if g.metrics, err = newMetrics(cfg.Registerer, g); err != nil {
 		return nil, err
 	}
+	g.work = newTurns(max(1, runtime.GOMAXPROCS(0)/2))
 	g.fetcher.metrics, g.fetcher.changed, g.fetcher.useful = g.metrics, g.forget, g.useful
 	if _, err := g.current(); err != nil {
 		return nil, err
@@ -128,7 +131,7 @@ func (g *Gate) Check(ctx context.Context, pods []*attest.Pod) ([]attest.ImageEvi
 			return nil, err
 		}
 		c := check{gate: g, view: v, now: g.cfg.Now()}
-		c.look(pods)
+		c.look(ctx, pods)
 		if c.refusal == nil && len(c.open) > 0 {
 			c.wait(ctx)
 		}
@@ -164,8 +167,9 @@ type open struct {
 	ruling ruling
 }
 
-// look goes through all containers without waiting.
-func (c *check) look(pods []*attest.Pod) {
+// look goes through all containers without waiting for a registry. ctx bounds
+// how long it waits for its turn to decide.
+func (c *check) look(ctx context.Context, pods []*attest.Pod) {
 	n := 0
 	for _, pod := range pods {
 		n += len(pod.Containers)
@@ -182,7 +186,7 @@ func (c *check) look(pods []*attest.Pod) {
 				c.found = append(c.found, unchecked(container))
 				continue
 			}
-			r := c.gate.rule(c.view, c.now, pod, container)
+			r := c.gate.rule(ctx, c.view, c.now, pod, container)
 			c.found = append(c.found, r.evidence(container))
 			if r.flight != nil && (r.pending() || mode == Enforce && r.decision.Outcome == Deny) {
 				c.open = append(c.open, open{len(c.found) - 1, pod, container, mode, r})
@@ -198,10 +202,7 @@ func (c *check) look(pods []*attest.Pod) {
 func (c *check) wait(ctx context.Context) {
 	start := time.Now()
 	defer func() { c.gate.metrics.waits.Observe(time.Since(start).Seconds()) }()
-	long, short := c.gate.cfg.Wait, c.gate.cfg.AuditWait
-	if deadline, ok := ctx.Deadline(); ok {
-		long = min(long, time.Until(deadline)-margin)
-	}
+	long, short := c.gate.patience(ctx), c.gate.cfg.AuditWait
 	for _, o := range c.open {
 		limit := long
 		if o.mode != Enforce || o.ruling.decision.Outcome != Deny {
@@ -209,11 +210,19 @@ func (c *check) wait(ctx context.Context) {
 		}
 		r := o.ruling
 		for r.flight != nil && wait(ctx, r.flight, limit-time.Since(start)) {
-			r = c.gate.rule(c.view, c.gate.cfg.Now(), o.pod, o.c)
+			r = c.gate.rule(ctx, c.view, c.gate.cfg.Now(), o.pod, o.c)
 		}
 		c.found[o.at] = r.evidence(o.c)
 		c.settle(o.pod, o.c, o.mode, &r.decision)
 	}
+}
+
+// patience is how long a request may wait, so that there is time left to answer.
+func (g *Gate) patience(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(g.cfg.Wait, time.Until(deadline)-margin)
+	}
+	return g.cfg.Wait
 }
 
 // wait reports whether the flight landed in time.

@@ -128,6 +128,20 @@ func TestGateModes(t *testing.T) {
 	}
 }
 
+// A namespace that is stricter than the rest is held to it.
+func TestGateNamespaceEnforcesWhereTheRestIsAudited(t *testing.T) {
+	t.Parallel()
+	bad := image("bad")
+	g := newGate(t, newCollector(bad), signedBy(newSigner()), func(c *signing.Config) {
+		c.Mode, c.Namespaces = signing.Audit, map[string]signing.Mode{"strict": signing.Enforce}
+	})
+	if _, refusal := g.check(t, pod(pinned(bad))); refusal != nil {
+		t.Errorf("refused under audit: %v", refusal)
+	}
+	_, refusal := g.check(t, in("strict", pod(pinned(bad))))
+	wantReason(t, refusal, attest.ImageUnsigned)
+}
+
 // Every way in which the contract refuses a name, and where the name is the
 // spec's alone.
 func TestGateNames(t *testing.T) {

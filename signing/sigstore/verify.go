@@ -48,12 +48,18 @@ var bundleTypes = []string{
 var statementTypes = []string{"https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v0.1"}
 
 // Verify tells whether sig is a signature by key of the image with that digest
-// (sha256:…). The error says what does not hold.
-func Verify(sig evidence.Signature, digest string, key *Key) error {
+// (sha256:…). The error says what does not hold. A panic over bytes that anybody
+// may have pushed is such an error, too: the process holds keys in memory, and
+// would meet the same bytes again after a restart.
+func Verify(sig evidence.Signature, digest string, key *Key) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("verifying %s: panic: %s", attest.Escape(sig.Source), attest.Escape(fmt.Sprint(p)))
+		}
+	}()
 	if !evidence.ValidDigest(digest) {
 		return fmt.Errorf("verifying %s: %q is no sha256 digest", attest.Escape(sig.Source), attest.Escape(digest))
 	}
-	var err error
 	switch sig.Format {
 	case evidence.FormatBundle:
 		err = verifyBundle(sig.Bundle, digest, key)

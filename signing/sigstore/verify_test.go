@@ -419,3 +419,14 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// A panic on the way to a verdict is a signature that does not verify.
+func TestVerifyPanics(t *testing.T) {
+	t.Parallel()
+	_, bundle, legacy, bundleOf, legacyOf := cosigned(t)
+	for digest, s := range map[string]evidence.Signature{bundleOf: bundle, legacyOf: legacy} {
+		if err := sigstore.Verify(s, digest, nil); err == nil || !strings.Contains(err.Error(), "panic") {
+			t.Errorf("%s: %v", s.Format, err)
+		}
+	}
+}
