@@ -54,9 +54,17 @@ type RegistrarConfig struct {
 // Registrar runs the first two steps before any issuance: attest, then images.
 // It is safe for concurrent use.
 type Registrar struct {
-	cfg  RegistrarConfig
-	held *lru.Cache[heldKey, struct{}]
+	cfg     RegistrarConfig
+	held    *lru.Cache[heldKey, struct{}]
+	foreign *lru.Cache[Instance, time.Time] // when a foreign address was logged last
 }
+
+// A pod whose address is not its own is logged once in foreignEvery: where
+// addresses are translated that is every call of everybody.
+const (
+	foreignEvery   = time.Minute
+	foreignEntries = 1 << 14
+)
 
 // heldKey is one identity that one pod was granted by this process. A replica
 // that started while the API server was away has none, and grants nothing.
@@ -81,7 +89,11 @@ func NewRegistrar(cfg RegistrarConfig) (*Registrar, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making registrar: %w", err)
 	}
-	return &Registrar{cfg: cfg, held: held}, nil
+	foreign, err := lru.New[Instance, time.Time](foreignEntries)
+	if err != nil {
+		return nil, fmt.Errorf("making registrar: %w", err)
+	}
+	return &Registrar{cfg: cfg, held: held, foreign: foreign}, nil
 }
 
 // Attest finds out who is calling: the cluster vouches for the token, and the
@@ -192,6 +204,11 @@ func (r *Registrar) checkSource(caller Caller, pod *Pod, cred Credential) error 
 	if r.cfg.SourceAddress == SourceAddressEnforce {
 		return Deny(SourceAddressForeign, caller.Pod.String(), "peer %s, pod has %v", cred.Peer, pod.IPs)
 	}
+	now := r.cfg.Now()
+	if last, ok := r.foreign.Get(caller.Instance()); ok && now.Sub(last) < foreignEvery {
+		return nil
+	}
+	r.foreign.Add(caller.Instance(), now)
 	r.cfg.Log.Warn("peer address is not the pod's", "pod", caller.Pod.String(), "podUID", caller.Pod.UID, "peer", cred.Peer.String(), "podIPs", pod.IPs)
 	return nil
 }

@@ -357,3 +357,41 @@ func TestGrantIsSpentOnce(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// Each call from a foreign address wrote a line: whoever holds a token could fill
+// the disk of the log.
+func TestForeignAddressIsLoggedOnceInAWhile(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, func(c *attest.RegistrarConfig) { c.SourceAddress = attest.SourceAddressLog })
+	for range 2 {
+		for range 50 {
+			if _, err := h.registrar.Attest(t.Context(), attest.Credential{Token: h.token, Peer: netip.MustParseAddr("10.0.0.66")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.pass(time.Minute)
+	}
+	if n := strings.Count(h.log.String(), "peer=10.0.0.66"); n != 2 {
+		t.Errorf("%d lines in two minutes, want 2", n)
+	}
+}
+
+// unreviewed is a cluster whose watches work while its reviews fail.
+type unreviewed struct{ *attesttest.Cluster }
+
+func (u unreviewed) Review(ctx context.Context, token string) (attest.Bound, error) {
+	bound, err := u.Cluster.Review(ctx, token)
+	bound.Reviewed = false
+	return bound, err
+}
+
+// What only the stored keys vouch for gets no first identity, however new the
+// view of the pods is.
+func TestUnreviewedTokenGetsNothingNew(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.cfg.Clusters = map[string]attest.Cluster{"Kubernetes": unreviewed{h.cluster}}
+	h.restart(t)
+	_, err := h.grant(t)
+	refused(t, err, attest.APIServerAway)
+}
