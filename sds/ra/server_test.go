@@ -212,16 +212,25 @@ func TestHandshakesRefused(t *testing.T) {
 	}
 }
 
-// TestNoResumption: a session never outlives our certificate.
+// TestNoResumption: a session never outlives our certificate. Tickets come with
+// what the server sends first, so something must be read to have any.
 func TestNoResumption(t *testing.T) {
 	t.Parallel()
 	w, _, running := serve(t, handlers{call: echo}, nil)
-	cfg := w.TLS()
-	cfg.ClientSessionCache = tls.NewLRUClientSessionCache(4)
-	for range 2 {
-		client := tls.Client(dialTCP(t, running.Addr), cfg)
-		if err := client.Handshake(); err != nil || client.ConnectionState().DidResume {
-			t.Errorf("resumed: %v, error %v", client.ConnectionState().DidResume, err)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		cfg := w.TLS()
+		cfg.MinVersion, cfg.MaxVersion, cfg.NextProtos = version, version, []string{"h2"}
+		cfg.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+		for range 2 {
+			client := tls.Client(dialTCP(t, running.Addr), cfg)
+			_, err := io.WriteString(client, http2.ClientPreface)
+			framer := http2.NewFramer(client, client)
+			if err = errors.Join(err, framer.WriteSettings()); err == nil {
+				_, err = framer.ReadFrame()
+			}
+			if err != nil || client.ConnectionState().DidResume {
+				t.Errorf("TLS %#x: resumed: %v, error %v", version, client.ConnectionState().DidResume, err)
+			}
 		}
 	}
 }
