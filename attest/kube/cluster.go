@@ -238,6 +238,16 @@ func (c *Cluster) refreshKeys(ctx context.Context) {
 	}
 }
 
+// Age returns how old the view is, false before the first list is complete.
+func (c *Cluster) Age() (time.Duration, bool) {
+	times := c.view.times()
+	asOf := slices.MinFunc(times[:], time.Time.Compare)
+	if asOf.IsZero() {
+		return 0, false
+	}
+	return c.now().Sub(asOf), true
+}
+
 // Ready says why the cluster cannot be answered for yet: the view was never
 // complete, or no keys were ever fetched. An API server that is away later
 // changes nothing: known callers renew.

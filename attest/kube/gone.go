@@ -1,20 +1,22 @@
 package kube
 
-import "github.com/hallmark-ca/hallmark/attest"
+import (
+	"time"
 
-// Gone tells whether the pod is gone for certain: the watch has seen its
-// deletion, or a view that is current does not hold it. A pod that was only just
-// made may be ahead of the view: who asks has known it for longer than
-// Limits.Stale. It asks nobody.
-func (c *Cluster) Gone(pod attest.PodRef) bool {
+	"github.com/hallmark-ca/hallmark/attest"
+)
+
+// Gone tells whether the pod, which existed at known, is gone for certain: the
+// watch has seen its deletion, or the view as it was later does not hold it. It
+// asks nobody.
+func (c *Cluster) Gone(pod attest.PodRef, known time.Time) bool {
 	v := c.view
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if v.deleted.Contains(pod.UID) {
 		return true
 	}
-	fresh := v.fresh[pods]
-	if fresh.IsZero() || c.now().Sub(fresh) > c.limits.Stale || v.behind[pods] {
+	if fresh := v.fresh[pods]; fresh.IsZero() || !fresh.After(known) || v.behind[pods] {
 		return false
 	}
 	live := v.pods[name{pod.Namespace, pod.Name}]

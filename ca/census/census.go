@@ -34,11 +34,11 @@ const defaultMaxConsumers = 400_000
 type Config struct {
 	// Doors are the front ends whose consumers can confirm, and how.
 	Doors map[string]Kind
-	// Gone tells whether a pod's UID is gone for certain. It is asked of those
-	// who hold up a gate, and of everybody while there is little room, at most
-	// once a [Census.Summary] each. It MUST return at once. nil: nobody is known
-	// to be gone.
-	Gone func(attest.Instance) bool
+	// Gone tells whether a pod, which existed at known, is gone for certain. It is
+	// asked of those who hold up a gate, and of everybody while there is little
+	// room, at most once a [Census.Summary] each. It MUST return at once. nil:
+	// nobody is known to be gone.
+	Gone func(cluster string, pod attest.PodRef, known time.Time) bool
 	// MaxConsumers bounds the consumers that are kept, 400,000. Beyond, no gate
 	// opens until what was given to the others has ended.
 	MaxConsumers int

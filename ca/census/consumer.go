@@ -38,6 +38,22 @@ type pod struct {
 	consumers       []consumer // sorted by compare
 }
 
+// ref names the pod.
+func (p *pod) ref() attest.PodRef {
+	return attest.PodRef{Namespace: p.namespace.Value(), Name: p.name, UID: p.instance.PodUID}
+}
+
+// heard is when the pod is last known to have existed. Of one that only the
+// ledger tells of, it is when that was read: later is the safe side, because who
+// is asked must have looked since.
+func (p *pod) heard() int64 {
+	last := int64(never)
+	for i := range p.consumers {
+		last = max(last, p.consumers[i].first, p.consumers[i].seen)
+	}
+	return last
+}
+
 // consumer is what is known of one consumer. Moments are on the process's clock.
 type consumer struct {
 	door     unique.Handle[string]

@@ -102,6 +102,9 @@ func (s *shard) get(w who, at instant) *consumer {
 // nil where there is no room, or no name. The lock of s is held.
 func (c *Census) take(s *shard, w who, at instant) *consumer {
 	p, i, found := s.find(w)
+	if p != nil && p.node.Value() == "" {
+		p.node = unique.Make(w.node) // a token of before it was scheduled named none
+	}
 	if found {
 		m := &p.consumers[i]
 		if m.lapsed(at) {
@@ -115,9 +118,6 @@ func (c *Census) take(s *shard, w who, at instant) *consumer {
 	if p, i, _ = s.find(w); p == nil { // what was swept may have been its pod
 		p, i = newPod(w), 0
 		s.pods[p.instance] = p
-	}
-	if p.node.Value() == "" {
-		p.node = unique.Make(w.node)
 	}
 	p.consumers = slices.Insert(p.consumers, i, newConsumer(unique.Make(w.door), unique.Make(w.identity), c.cfg.Doors[w.door], at))
 	return &p.consumers[i]

@@ -1,8 +1,9 @@
 package census
 
 import (
-	"slices"
 	"time"
+
+	"github.com/hallmark-ca/hallmark/attest"
 )
 
 // jump is how far the wall clock must be set to be noticed.
@@ -13,7 +14,7 @@ const jump = int64(30 * time.Second)
 func (c *Census) Summary(q Question) Summary {
 	at := c.now()
 	v := newSurvey(q, at, c.clockSet(at))
-	crowded := c.count.Load() > int64(c.cfg.MaxConsumers)/8*7
+	crowded := c.count.Load() > int64(c.cfg.MaxConsumers)*7/8
 	for i := range c.shards {
 		c.survey(&c.shards[i], v, crowded)
 	}
@@ -49,15 +50,26 @@ func (c *Census) gone(s *shard, v *survey, crowded bool) []*pod {
 	if c.cfg.Gone == nil {
 		return nil
 	}
-	var ask []*pod
+	type question struct {
+		pod   *pod
+		ref   attest.PodRef
+		known time.Time
+	}
+	var ask []question
 	s.mu.Lock()
 	for _, p := range s.pods {
 		if !p.gone && (crowded || v.holdsUp(p)) {
-			ask = append(ask, p)
+			ask = append(ask, question{p, p.ref(), c.start.Add(time.Duration(p.heard()))})
 		}
 	}
 	s.mu.Unlock()
-	return slices.DeleteFunc(ask, func(p *pod) bool { return !c.cfg.Gone(p.instance) })
+	var gone []*pod
+	for _, q := range ask {
+		if c.cfg.Gone(q.pod.instance.Cluster, q.ref, q.known) {
+			gone = append(gone, q.pod)
+		}
+	}
+	return gone
 }
 
 // clockSet returns when the wall clock was last found to have been set.

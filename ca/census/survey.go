@@ -53,9 +53,10 @@ type Summary struct {
 	// connection made since, or are known from before this process alone.
 	Unseen      []Consumer
 	UnseenCount int
-	// Earliest is before when those behind cannot all have confirmed or ended,
-	// Latest when they will even if none is heard of again. Zero: there is no
-	// telling; of Earliest, nobody is behind.
+	// Gate A cannot open before Earliest: those behind need that long to confirm,
+	// or to end. By Latest they will have, or be set aside, even if none of them
+	// is heard of again; it is zero where there is no such time. Both are zero
+	// where nobody is behind.
 	Earliest, Latest time.Time
 	// Leaves are those that have not ended, by the id of their root; one that is
 	// not in it has none. They tell nothing while Restoring.
@@ -143,7 +144,7 @@ func (v *survey) isUnseen(c *consumer) bool {
 		return true
 	}
 	// Whether it had a stream is not known: this process never saw one.
-	return c.restored && c.closed == never && c.kind == Acked && c.live(v.at)
+	return c.restored && c.closed == never && c.kind == Acked
 }
 
 // holdsUp tells whether a consumer of p holds up a gate, or is set aside.
@@ -203,7 +204,7 @@ func (v *survey) wait(c *consumer, patience int64) {
 			ends = min(ends, soonest)
 		}
 	default:
-		soonest = ends
+		soonest = max(0, v.at.left(c.until()))
 	}
 	v.earliest, v.latest = max(v.earliest, min(soonest, ends)), max(v.latest, ends)
 }
@@ -241,11 +242,8 @@ func (v *survey) addUnknown(n int) {
 	}
 }
 
-// addLeaves shows the leaves under a root.
+// addLeaves shows the leaves under a root, of which some live.
 func (v *survey) addLeaves(root string, t *tally) {
-	if t.end.passed(v.at) {
-		return
-	}
 	r := v.leaves[root]
 	if r == nil {
 		r = &remaining{}

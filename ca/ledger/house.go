@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"fmt"
+	"math"
 	"path"
 	"time"
 )
@@ -44,6 +45,7 @@ func (l *Ledger) usage() float64 {
 	l.m.bytes.Set(bytes)
 	ratio := bytes / float64(l.cfg.MaxBytes)
 	l.m.usage.Set(ratio)
+	l.used.Store(math.Float64bits(ratio))
 	return ratio
 }
 

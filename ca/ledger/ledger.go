@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -95,7 +96,16 @@ type Ledger struct {
 	w        writer         // of the goroutine of Run alone
 	made     chan error     // the zeroed next segment is there, or is not
 	indexing sync.WaitGroup // index files being written
+	opened   uint64         // records when it was opened
+	used     atomic.Uint64  // of the budget, from 0 to 1, as bits of a float64
 }
+
+// Usage returns how much of the budget is used, from 0 to 1.
+func (l *Ledger) Usage() float64 { return math.Float64frombits(l.used.Load()) }
+
+// Opened returns how many records there were when the ledger was opened: those
+// up to this number are of earlier processes.
+func (l *Ledger) Opened() uint64 { return l.opened }
 
 // Append makes intent durable, and returns nil only then. If ctx ends first, it
 // leaves: the intent may stay, and then an outcome "abandoned" follows it.
@@ -231,6 +241,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	l := &Ledger{cfg: cfg, lock: lock, current: newBatch(), wake: make(chan struct{}, 1), made: make(chan error, 1)}
 	if err = l.m.register(cfg.Registerer); err == nil {
 		err = l.recover(ctx)
+		l.opened = l.w.last.records
 	}
 	if err == nil {
 		err = l.refusals.open(cfg)

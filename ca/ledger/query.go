@@ -128,6 +128,9 @@ func querySegment(ctx context.Context, fsys durable.FS, dir string, numbers []ui
 	if i > 0 && n != numbers[i-1]+1 {
 		return nil, fmt.Errorf("ledger segment %d is missing", numbers[i-1]+1)
 	}
+	// Where it must end is read first: a running writer may add to it, and begin
+	// the next one, while it is read.
+	until := startOf(fsys, dir, n+1)
 	data, err := readSegment(fsys, dir, n)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -135,7 +138,6 @@ func querySegment(ctx context.Context, fsys durable.FS, dir string, numbers []ui
 	if err != nil {
 		return nil, err
 	}
-	until := startOf(fsys, dir, n+1)
 	s, err := scanSegment(data, until)
 	switch {
 	case err != nil && i == len(numbers)-1 && !errors.Is(err, ErrNewer):

@@ -29,6 +29,8 @@ type founding struct {
 	images       string
 	policies     string
 	rootLifetime string
+	keyAlgorithm string
+	keyURI       string
 }
 
 func initCommand() *cobra.Command {
@@ -37,14 +39,18 @@ func initCommand() *cobra.Command {
 		Use:   "init",
 		Short: "Make a state directory: configuration, root key and root certificate",
 		Long: `Make a state directory: a configuration with a comment on every setting, the
-root's key (ECDSA P-256, sealed under a passphrase file that is made beside it)
-and certificate, and the first record of the journal. Nothing that exists is
-overwritten.
+root's key and certificate, and the first record of the journal. Nothing that
+exists is overwritten.
+
+The key is sealed in a file, under a passphrase file that is made beside it; with
+--key-uri it is made in a PKCS #11 token, and never leaves it. The token is there
+already, and its PIN in a file that only its owner can read.
 
 With --config, the values come from that file, and no configuration is written:
 that is how a container makes its root at its first start.`,
 		Example: `  hallmark init --state /var/lib/hallmark --trust-domain example.org
   hallmark init --state ./state --kubeconfig ~/.kube/config --mesh-listen 127.0.0.1:15012 --mesh-ip 127.0.0.1
+  hallmark init --key-uri 'pkcs11:token=mesh?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=/etc/hallmark/pin'
   hallmark init --config /etc/hallmark/hallmark.yaml --if-absent`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
@@ -64,7 +70,10 @@ that is how a container makes its root at its first start.`,
 	flags.StringVar(&f.images, "images", d.Images.Issuance, "image gate: disabled, audit or enforce")
 	flags.StringVar(&f.policies, "policies", "", "folder of ClusterImagePolicy files")
 	flags.StringVar(&f.rootLifetime, "root-lifetime", d.Authority.RootLifetime, "life of the root")
-	for _, name := range []string{"trust-domain", "cluster-id", "kubeconfig", "mesh-listen", "mesh-name", "mesh-ip", "metrics-listen", "images", "policies", "root-lifetime"} {
+	flags.StringVar(&f.keyAlgorithm, "key-algorithm", d.Authority.KeyAlgorithm, "kind of the root's key: P-256, P-384, RSA-3072 or RSA-4096")
+	flags.StringVar(&f.keyURI, "key-uri", "", "PKCS #11 token to make the root's key in (default: a sealed file)")
+	_ = cmd.RegisterFlagCompletionFunc("key-algorithm", cobra.FixedCompletions([]string{"P-256", "P-384", "RSA-3072", "RSA-4096"}, cobra.ShellCompDirectiveNoFileComp))
+	for _, name := range []string{"trust-domain", "cluster-id", "kubeconfig", "mesh-listen", "mesh-name", "mesh-ip", "metrics-listen", "images", "policies", "root-lifetime", "key-algorithm", "key-uri"} {
 		cmd.MarkFlagsMutuallyExclusive("config", name)
 	}
 	return cmd
@@ -77,7 +86,7 @@ func (f *founding) run(cmd *cobra.Command) error {
 	}
 	root, err := state.Found(cmd.Context(), state.Founding{
 		Dir: state.Dir(cfg.State), TrustDomain: cfg.TrustDomain, RootLifetime: cfg.Authority.RootLifetime,
-		PassphraseFile: cfg.Authority.PassphraseFile, BundleFile: cfg.Bundle, Config: text, Now: time.Now(),
+		Keys: cfg.Authority.Keys(state.Dir(cfg.State).Path(state.Keys)), BundleFile: cfg.Bundle.File, Config: text, Now: time.Now(),
 	})
 	var exists *state.ExistsError
 	if errors.As(err, &exists) && exists.Founded && f.ifAbsent {
@@ -113,6 +122,7 @@ func (f *founding) configuration(cmd *cobra.Command) (*config.Config, []byte, er
 	file.Mesh.Listen, file.Mesh.Names, file.Metrics.Listen = f.mesh, f.names, f.metrics
 	file.Mesh.IPs = append(file.Mesh.IPs, f.ips...)
 	file.Images.Issuance, file.Authority.RootLifetime = f.images, f.rootLifetime
+	file.Authority.KeyAlgorithm, file.Authority.KeyURI = f.keyAlgorithm, f.keyURI
 	cfg, err := config.Check(file)
 	if err != nil {
 		return nil, nil, usageError{err}
@@ -133,14 +143,17 @@ func announce(w io.Writer, cfg *config.Config, root *x509.Certificate, wrote boo
 Next:
   hallmark serve%s --check   # does everything it needs answer?
   hallmark serve%s
-Move %s to another volume to keep a copied state directory worthless,
+`, state.Dir(cfg.State).Path(state.Config), flag, flag)
+		if cfg.Authority.KeyURI == "" {
+			next += fmt.Sprintf(`Move %s to another volume to keep a copied state directory worthless,
 and name it in authority.passphraseFile.
-`, state.Dir(cfg.State).Path(state.Config), flag, flag, cfg.Authority.PassphraseFile)
+`, cfg.Authority.PassphraseFile)
+		}
 	}
 	_, err := fmt.Fprintf(w, `founded        trust domain %s
 root           %s
                until %s, key id %s
 bundle         %s
-%s`, cfg.TrustDomain, root.Subject, root.NotAfter.Format(time.DateOnly), hex.EncodeToString(root.SubjectKeyId), cfg.Bundle, next)
+%s`, cfg.TrustDomain, root.Subject, root.NotAfter.Format(time.DateOnly), hex.EncodeToString(root.SubjectKeyId), cfg.Bundle.File, next)
 	return err
 }

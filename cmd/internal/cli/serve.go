@@ -35,7 +35,7 @@ there is any. A server that runs on the same state does not mind.`,
 				return err
 			}
 			if !check {
-				return serve.Run(cmd.Context(), cfg, cmd.ErrOrStderr())
+				return serve.Run(cmd.Context(), cfg, thisBuild().Version, cmd.ErrOrStderr())
 			}
 			return printFindings(cmd.OutOrStdout(), output, serve.Check(cmd.Context(), cfg))
 		},

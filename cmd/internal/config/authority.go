@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ca/hallmark/ca/keys"
 	"github.com/hallmark-ca/hallmark/ca/profile"
 )
 
@@ -13,6 +14,14 @@ type authorityFile struct {
 	// state directory or absolute. Readable by its owner alone. Kept on another
 	// volume (a mounted Secret), it makes a copied state directory worthless.
 	PassphraseFile string `json:"passphraseFile"`
+	// Where the keys of roots are made: empty means files in the state directory,
+	// sealed; pkcs11:token=LABEL?module-path=/PATH.so&pin-source=/PATH a token, of
+	// which a key never leaves. The PIN is in the file that pin-source names,
+	// readable by its owner alone. A key that exists is found by the journal, in
+	// the same token by the module and PIN file that stand here.
+	KeyURI string `json:"keyURI"`
+	// What kind of key a new root has: P-256, P-384, RSA-3072 or RSA-4096.
+	KeyAlgorithm string `json:"keyAlgorithm"`
 	// The life of a root that `hallmark init` makes; at most 87600h (10 years).
 	RootLifetime string `json:"rootLifetime"`
 	// The life of the issuing CA, which each replica makes in memory and renews at
@@ -40,11 +49,18 @@ type leafFile struct {
 // Authority is the checked authority.
 type Authority struct {
 	PassphraseFile  string // absolute
+	KeyURI          string
+	KeyAlgorithm    keys.Algorithm
 	RootLifetime    time.Duration
 	IssuingLifetime time.Duration
 	Leaf            *profile.Leaf
 	LeafDefault     time.Duration
 	LeafMax         time.Duration
+}
+
+// Keys returns the configuration of the keys; those in files lie in dir.
+func (a *Authority) Keys(dir string) keys.Config {
+	return keys.Config{Dir: dir, PassphraseFile: a.PassphraseFile, URI: a.KeyURI, Algorithm: a.KeyAlgorithm}
 }
 
 const (
@@ -58,12 +74,20 @@ const (
 func (c *checker) authority(f *authorityFile, state string) Authority {
 	a := Authority{
 		PassphraseFile:  within(state, f.PassphraseFile),
+		KeyURI:          f.KeyURI,
 		RootLifetime:    c.duration("authority.rootLifetime", f.RootLifetime, maxRootLifetime),
 		IssuingLifetime: c.duration("authority.issuingLifetime", f.IssuingLifetime, maxIssuingLifetime),
 		LeafDefault:     c.duration("authority.leaf.default", f.Leaf.Default, ceiling),
 		LeafMax:         c.duration("authority.leaf.max", f.Leaf.Max, ceiling),
 	}
 	shortest := c.duration("authority.leaf.min", f.Leaf.Min, ceiling)
+	var err error
+	if a.KeyAlgorithm, err = keys.ParseAlgorithm(f.KeyAlgorithm); err != nil {
+		c.add("authority.keyAlgorithm", err.Error(), "write P-256")
+	}
+	if err := keys.CheckURI(f.KeyURI); err != nil {
+		c.add("authority.keyURI", err.Error(), "write pkcs11:token=LABEL?module-path=/PATH.so&pin-source=/PATH, or nothing for sealed files")
+	}
 	if f.PassphraseFile == "" {
 		c.add("authority.passphraseFile", "no file is named", "name the file that hallmark init made (keys/passphrase), or the one that you moved it to")
 	}
@@ -74,7 +98,6 @@ func (c *checker) authority(f *authorityFile, state string) Authority {
 	if a.LeafDefault == 0 || a.LeafMax == 0 || shortest == 0 || backDate == 0 {
 		return a // what was said of them is enough
 	}
-	var err error
 	if a.Leaf, err = profile.NewLeaf(profile.LeafConfig{
 		Default: a.LeafDefault, Max: a.LeafMax, Min: shortest, BackDate: backDate.Truncate(time.Second), UnsafeShort: f.UnsafeShortLifetimes,
 	}); err != nil {

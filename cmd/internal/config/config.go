@@ -25,7 +25,7 @@ type Config struct {
 	Rotation    rotate.Policy
 	Images      Images
 	Ledger      Ledger
-	Bundle      string // absolute
+	Bundle      Bundle
 	LogLevel    slog.Level
 }
 
@@ -71,9 +71,7 @@ func (c *checker) check(f File) *Config {
 	cfg.Rotation = c.rotation(&f.Rotation, &cfg.Authority, f.Authority.UnsafeShortLifetimes)
 	cfg.Images = c.images(&f.Images, f.State)
 	cfg.Ledger = c.ledger(&f.Ledger, cfg.Authority.LeafMax)
-	if cfg.Bundle = within(f.State, f.Bundle.File); cfg.Bundle == "" {
-		c.add("bundle.file", "no file is named", "write bundle.pem")
-	}
+	cfg.Bundle = c.bundle(&f.Bundle, f.State)
 	cfg.LogLevel = choose(c, "log.level", f.Log.Level, []string{"debug", "info", "warn", "error"},
 		[]slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError})
 	return cfg

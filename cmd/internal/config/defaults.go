@@ -28,6 +28,7 @@ func Defaults() File {
 		},
 		Authority: authorityFile{
 			PassphraseFile:  "keys/passphrase",
+			KeyAlgorithm:    "P-256",
 			RootLifetime:    "43800h", // 5 years
 			IssuingLifetime: "72h",
 			Leaf:            leafFile{Default: "6h", Max: "24h", Min: "1m", BackDate: "2m"},
@@ -46,7 +47,7 @@ func Defaults() File {
 			Registries:     registriesFile{Insecure: []string{}, AllowPrivate: []string{}, CAFiles: []string{}},
 		},
 		Ledger: ledgerFile{MaxBytes: "8GiB", Retention: "336h"}, // 14 days
-		Bundle: bundleFile{File: "bundle.pem"},
+		Bundle: bundleFile{File: "bundle.pem", ReadWithin: "5m"},
 		Log:    logFile{Level: "info"},
 	}
 }

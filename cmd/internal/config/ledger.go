@@ -13,12 +13,6 @@ type ledgerFile struct {
 	Retention string `json:"retention"`
 }
 
-type bundleFile struct {
-	// The PEM file with all trusted roots, relative to the state directory or
-	// absolute. It is replaced in one step whenever the roots change.
-	File string `json:"file"`
-}
-
 type logFile struct {
 	// The lowest level that is logged: debug, info, warn or error.
 	Level string `json:"level"`

@@ -1,98 +1,59 @@
 package serve
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"net/http"
-	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
+	"github.com/hallmark-ca/hallmark/ca/rotate"
+	"github.com/hallmark-ca/hallmark/cmd/internal/admin"
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
 )
 
-// adminServer answers metrics and health: plain HTTP, nothing secret.
-type adminServer struct {
-	listen string
-	server *http.Server
-	log    *slog.Logger
-}
-
-// Bounds of a plain HTTP server that anyone may reach.
-const (
-	adminReadTimeout  = 5 * time.Second
-	adminWriteTimeout = 30 * time.Second
-	adminIdleTimeout  = 2 * time.Minute
-	adminHeaderBytes  = 16 << 10
-	adminStop         = 2 * time.Second
-	maxScrapes        = 4
-)
-
-func buildAdmin(b *base, cfg *config.Config, conditions []condition) *adminServer {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(b.metrics, promhttp.HandlerFor(b.metrics, promhttp.HandlerOpts{
-		MaxRequestsInFlight: maxScrapes, EnableOpenMetrics: true, ErrorHandling: promhttp.ContinueOnError,
-	})))
-	// Alive means that the process answers: what is missing outside does not
-	// get better by a restart, which would lose the issuing CA.
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		text, ready := readiness(conditions)
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.Header().Set("Cache-Control", "no-store")
-		if !ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		fmt.Fprint(w, text)
+// buildAdmin makes the socket by which people steer this server. What it asks is
+// looked up when it is asked.
+func buildAdmin(b *base, cfg *config.Config, g *graph, rotation *rotate.Runner, serving *servingCertificate) (*admin.Server, error) {
+	started := b.now()
+	return admin.New(admin.Config{
+		Socket: b.dir.Path(admin.SocketName), Rotation: rotation,
+		Conditions: func() []admin.Condition { return adminConditions(g.conditions) },
+		Facts:      func() admin.Facts { return facts(b, cfg, g, serving, started) },
+		Log:        b.log.With("part", "admin"), Now: b.now,
 	})
-	return &adminServer{listen: cfg.Metrics, log: b.log.With("part", "admin"), server: &http.Server{
-		Handler:           mux,
-		ReadTimeout:       adminReadTimeout,
-		ReadHeaderTimeout: adminReadTimeout,
-		WriteTimeout:      adminWriteTimeout,
-		IdleTimeout:       adminIdleTimeout,
-		MaxHeaderBytes:    adminHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(b.log.With("part", "admin").Handler(), slog.LevelDebug),
-	}}
 }
 
-// readiness writes a line for each condition.
-func readiness(conditions []condition) (text string, ready bool) {
-	var b strings.Builder
-	ready = true
-	for _, c := range conditions {
+func adminConditions(conditions []condition) []admin.Condition {
+	out := make([]admin.Condition, len(conditions))
+	for i, c := range conditions {
+		out[i] = admin.Condition{Name: c.name, Ready: true}
 		if err := c.ready(); err != nil {
-			ready = false
-			fmt.Fprintf(&b, "not ready: %s: %v\n", c.name, err)
-			continue
+			out[i] = admin.Condition{Name: c.name, Text: err.Error()}
 		}
-		fmt.Fprintf(&b, "ok: %s\n", c.name)
 	}
-	return b.String(), ready
+	return out
 }
 
-func (a *adminServer) run(ctx context.Context) error {
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.listen)
-	if err != nil {
-		return fmt.Errorf("listening for metrics: %w", err)
+func facts(b *base, cfg *config.Config, g *graph, serving *servingCertificate, started time.Time) admin.Facts {
+	f := admin.Facts{
+		Version: b.version, TrustDomain: cfg.TrustDomain.String(), Cluster: cfg.ClusterID, Replica: cfg.ReplicaID,
+		Started: started, ImageGate: cfg.Images.Issuance.String(),
+		OutageTolerance: (cfg.Authority.LeafDefault / 2).Seconds(),
 	}
-	a.log.Info("serving metrics and health", "address", listener.Addr().String())
-	stopped := make(chan error, 1)
-	stop := context.AfterFunc(ctx, func() {
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), adminStop)
-		defer cancel()
-		stopped <- a.server.Shutdown(limit)
-	})
-	defer stop()
-	if err := a.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serving metrics: %w", err)
+	if snap := g.authority.authority.Current(); snap != nil {
+		f.Issuing, f.IssuingUntil = snap.AuthorityID(), snap.Issuer().NotAfter
 	}
-	if err := <-stopped; err != nil {
-		return a.server.Close() // a scrape that does not end is cut
+	if cert := serving.current.Load(); cert != nil {
+		f.ServingUntil = cert.Leaf.NotAfter
 	}
-	return nil
+	if age, ok := g.proof.cluster.Age(); ok {
+		seconds := age.Seconds()
+		f.ViewAge = &seconds
+	}
+	if g.authority.ledger != nil {
+		usage := g.authority.ledger.Usage()
+		f.LedgerUsage = &usage
+	}
+	if n := len(g.images.problems()); n > 0 {
+		f.More = append(f.More, admin.Line{Name: "image policies", Text: fmt.Sprintf("%d problems: hallmark serve --check lists them", n), Bad: true})
+	}
+	return f
 }

@@ -2,12 +2,11 @@ package serve
 
 import (
 	"context"
-	"crypto"
-	"crypto/x509"
 	"errors"
 	"io"
 
 	"github.com/hallmark-ca/hallmark/ca"
+	"github.com/hallmark-ca/hallmark/ca/census"
 	"github.com/hallmark-ca/hallmark/ca/journal"
 	"github.com/hallmark-ca/hallmark/ca/keys"
 	"github.com/hallmark-ca/hallmark/ca/ledger"
@@ -20,38 +19,44 @@ import (
 // authorityParts is what signs and records.
 type authorityParts struct {
 	authority *ca.Authority
+	census    *census.Census
+	store     journal.Store
 	ledger    *ledger.Ledger // nil while checking
 	replica   *replica.Replica
-	openKey   replica.OpenKey
+	keys      *keys.Store
 	close     []io.Closer
 }
 
-func buildAuthority(ctx context.Context, b *base, cfg *config.Config) (*authorityParts, error) {
-	p := &authorityParts{openKey: func(ctx context.Context, uri string, cert *x509.Certificate) (crypto.Signer, error) {
-		return keys.OpenFor(ctx, uri, cert, keys.Config{Dir: b.dir.Path(state.Keys), PassphraseFile: cfg.Authority.PassphraseFile})
-	}}
-	var store journal.Store = readOnlyJournal{b}
+func buildAuthority(ctx context.Context, b *base, cfg *config.Config, c *census.Census) (*authorityParts, error) {
+	p := &authorityParts{census: c}
+	keyConfig := cfg.Authority.Keys(b.dir.Path(state.Keys))
+	keyConfig.Registerer, keyConfig.Log = b.metrics, b.log.With("part", "keys")
+	var err error
+	if p.keys, err = keys.New(keyConfig); err != nil {
+		return p, err
+	}
+	p.close = append(p.close, p.keys)
+	p.store = readOnlyJournal{b}
 	var records ca.Ledger = noLedger{}
 	if !b.checking {
 		file, err := journal.OpenFile(b.dir.FS(), state.Journal)
 		if err != nil {
 			return nil, err
 		}
-		store, p.close = file, append(p.close, file)
+		p.store, p.close = file, append(p.close, file)
 		if p.ledger, err = openLedger(ctx, b, cfg); err != nil {
 			return p, err
 		}
 		records = p.ledger
 	}
-	var err error
 	if p.authority, err = ca.New(ca.Config{
-		Leaf: cfg.Authority.Leaf, Ledger: records, LintShape: zlint.Check,
+		Leaf: cfg.Authority.Leaf, Ledger: records, LintShape: zlint.Check, Issued: c.Issued,
 		Registerer: b.metrics, Log: b.log.With("part", "ca"), Now: b.now,
 	}); err != nil {
 		return p, err
 	}
 	p.replica, err = replica.New(replica.Config{
-		ID: cfg.ReplicaID, TrustDomain: cfg.TrustDomain, Store: store, OpenKey: p.openKey,
+		ID: cfg.ReplicaID, TrustDomain: cfg.TrustDomain, Store: p.store, OpenKey: p.keys.Open,
 		Authority: p.authority, Lifetime: cfg.Authority.IssuingLifetime,
 		MemoFS: b.dir.FS(), MemoFile: state.Seen,
 		Registerer: b.metrics, Log: b.log.With("part", "replica"), Now: b.now,

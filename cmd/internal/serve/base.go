@@ -19,6 +19,7 @@ type base struct {
 	metrics *prometheus.Registry
 	feed    *attest.Feed
 	now     func() time.Time
+	version string // of this binary; "" while checking
 	// checking builds the graph beside a running server: no lock of the state
 	// directory is taken, nothing of it is changed.
 	checking bool

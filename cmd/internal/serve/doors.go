@@ -47,7 +47,7 @@ func buildDoors(b *base, cfg *config.Config, authority *authorityParts, registra
 		return nil, err
 	}
 	if d.proxies, err = proxies.New(proxies.Config{
-		RA: desk, Authority: authority.authority, Feed: b.feed,
+		RA: desk, Authority: authority.authority, Feed: b.feed, Census: authority.census,
 		Registerer: b.metrics, Log: log, Now: b.now,
 	}); err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func buildDoors(b *base, cfg *config.Config, authority *authorityParts, registra
 	if d.streams, err = sds.New(sds.Config{Source: d.proxies, Registerer: b.metrics, Log: log, Now: b.now}); err != nil {
 		return nil, err
 	}
-	istio, err := istioca.New(istioca.Config{RA: desk, Registerer: b.metrics})
+	istio, err := istioca.New(istioca.Config{RA: desk, Refused: authority.census.Refused, Registerer: b.metrics})
 	if err != nil {
 		return nil, err
 	}

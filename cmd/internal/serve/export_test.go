@@ -38,7 +38,7 @@ func Condition(name string, ready func() error) condition { return condition{nam
 
 // Admin is the handler of metrics and health.
 func Admin(conditions ...condition) http.Handler {
-	return buildAdmin(testBase(time.Now), &config.Config{}, conditions).server.Handler
+	return buildMetrics(testBase(time.Now), &config.Config{}, conditions).server.Handler
 }
 
 // Serving keeps our own certificate fresh.
@@ -65,13 +65,4 @@ func (s *Serving) Serial() string {
 		return ""
 	}
 	return cert.Leaf.SerialNumber.Text(16)
-}
-
-// RunBundleFile writes the authority's bundle to path until ctx ends.
-func RunBundleFile(ctx context.Context, authority *ca.Authority, path string) error {
-	p, err := buildPublish(testBase(time.Now), &config.Config{Bundle: path}, authority)
-	if err != nil {
-		return err
-	}
-	return p.run(ctx)
 }

@@ -3,27 +3,36 @@ package serve
 import (
 	"context"
 	"slices"
+	"time"
 
+	"github.com/hallmark-ca/hallmark/attest"
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
 )
 
 // graph is the server, put together and not running.
 type graph struct {
-	base      *base
-	authority *authorityParts
-	images    *imageParts
-	proof     *proofParts
-	doors     []unit // stopped first
-	workers   []unit
-	ledger    []unit // stopped last
+	base       *base
+	authority  *authorityParts
+	images     *imageParts
+	proof      *proofParts
+	conditions []condition
+	doors      []unit // stopped first
+	workers    []unit
+	ledger     []unit // stopped last
 }
 
 // build puts the graph together. What was built is returned with an error, too,
 // to be closed.
 func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
 	g := &graph{base: b}
-	var err error
-	if g.authority, err = buildAuthority(ctx, b, cfg); err != nil {
+	// Nothing asks the census before all is built.
+	consumers, err := buildCensus(b, func(cluster string, pod attest.PodRef, known time.Time) bool {
+		return cluster == cfg.ClusterID && g.proof.cluster.Gone(pod, known)
+	})
+	if err != nil {
+		return g, err
+	}
+	if g.authority, err = buildAuthority(ctx, b, cfg, consumers); err != nil {
 		return g, err
 	}
 	if g.images, err = buildImages(b, cfg); err != nil {
@@ -44,17 +53,30 @@ func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
 	if err != nil {
 		return g, err
 	}
-	conditions := []condition{{"issuing CA", g.authority.replica.Ready}, {"serving certificate", serving.ready}, {"view of the cluster", g.proof.cluster.Ready}}
+	rotation, err := buildRotation(b, cfg, g.authority, publish, &rehearsal{
+		replica: g.authority.replica, serving: serving, server: mesh.server, now: b.now, log: b.log.With("part", "rotation"),
+	})
+	if err != nil {
+		return g, err
+	}
+	g.conditions = []condition{{"issuing CA", g.authority.replica.Ready}, {"serving certificate", serving.ready}, {"view of the cluster", g.proof.cluster.Ready}}
+	socket, err := buildAdmin(b, cfg, g, rotation, serving)
+	if err != nil {
+		return g, err
+	}
 	if !b.checking {
 		g.ledger = []unit{{"ledger", g.authority.ledger.Run}}
-		conditions = append(conditions, condition{"ledger", g.authority.ledger.Ready})
+		g.conditions = append(g.conditions, condition{"ledger", g.authority.ledger.Ready})
+		g.workers = append(g.workers, unit{"census", restoreCensus(b, cfg, consumers, g.authority.ledger)})
 	}
-	g.workers = append(g.images.units(),
-		unit{"issuing CA", g.authority.replica.Run}, unit{"serving certificate", serving.run}, unit{"bundle file", publish.run},
-		unit{"view of the cluster", g.proof.cluster.Run}, unit{"proxies", mesh.proxies.Run})
+	g.workers = append(g.workers, g.images.units()...)
+	g.workers = append(g.workers, publish.units()...)
+	g.workers = append(g.workers,
+		unit{"issuing CA", g.authority.replica.Run}, unit{"serving certificate", serving.run},
+		unit{"view of the cluster", g.proof.cluster.Run}, unit{"proxies", mesh.proxies.Run}, unit{"rotation", rotation.Run})
 	g.doors = []unit{
-		{"mesh port", mesh.run}, {"streams of secrets", mesh.streams.Run}, {"gRPC health", mesh.health(conditions)},
-		{"metrics", buildAdmin(b, cfg, conditions).run},
+		{"mesh port", mesh.run}, {"streams of secrets", mesh.streams.Run}, {"gRPC health", mesh.health(g.conditions)},
+		{"metrics", buildMetrics(b, cfg, g.conditions).run}, {"admin socket", socket.Run},
 	}
 	return g, nil
 }

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
@@ -74,6 +75,14 @@ func (p *imageParts) units() []unit {
 		units = append(units, unit{"image policies", p.policies.Run})
 	}
 	return units
+}
+
+// problems are the policies' that deny what they name.
+func (p *imageParts) problems() []policy.Problem {
+	if p.policies == nil {
+		return nil
+	}
+	return slices.DeleteFunc(p.policies.Problems(), func(problem policy.Problem) bool { return problem.Warning })
 }
 
 // findings says what is wrong with the policies. A policy that cannot be used is

@@ -90,8 +90,8 @@ func probeRoot(ctx context.Context, g *graph, dir state.Dir, cfg *config.Config)
 		return append(found, finding{what: "root", err: errors.New("none is active"), mend: "restore the journal"})
 	}
 	cert, err := x509.ParseCertificate(root.Certificate)
-	if err == nil && g.authority != nil {
-		_, err = g.authority.openKey(ctx, root.KeyURI, cert)
+	if err == nil && g.authority != nil && g.authority.keys != nil {
+		_, err = g.authority.keys.Open(ctx, root.KeyURI, cert)
 	}
 	if err != nil {
 		return append(found, finding{what: "root", err: err, mend: "put key and passphrase back where the URI and authority.passphraseFile say, readable by their owner alone"})

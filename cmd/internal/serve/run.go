@@ -13,10 +13,12 @@ import (
 	"github.com/hallmark-ca/hallmark/cmd/internal/state"
 )
 
-// Run serves until ctx ends, then stops in order. Logs go to w.
-func Run(ctx context.Context, cfg *config.Config, w io.Writer) error {
+// Run serves until ctx ends, then stops in order. Logs go to w; version is this
+// binary's.
+func Run(ctx context.Context, cfg *config.Config, version string, w io.Writer) error {
 	log := newLog(w, cfg.LogLevel)
 	b := newBase(state.Dir(cfg.State), log, false)
+	b.version = version
 	start := b.now()
 	log.Info("starting", "trustDomain", cfg.TrustDomain.String(), "cluster", cfg.ClusterID, "replica", cfg.ReplicaID, "state", cfg.State, "images", cfg.Images.Issuance.String())
 	g, err := build(ctx, b, cfg)

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -140,37 +138,6 @@ func TestServingCertificateRenewsItself(t *testing.T) {
 		if s.Serial() == second {
 			t.Error("not renewed under the new issuing CA")
 		}
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestBundleFileFollowsTheBundle(t *testing.T) {
-	t.Parallel()
-	folder := filepath.Join(t.TempDir(), "late")
-	file := filepath.Join(folder, "bundle.pem")
-	synctest.Test(t, func(t *testing.T) {
-		authority := catest.New(t, attesttest.Domain(t, "example.org"), time.Now, nil)
-		ctx, stop := context.WithCancel(context.Background())
-		done := make(chan error)
-		go func() { done <- serve.RunBundleFile(ctx, authority.Authority, file) }()
-		check := func(when string) {
-			t.Helper()
-			synctest.Wait()
-			if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, authority.Current().BundlePEM()) {
-				t.Errorf("%s: the file has %d bytes (%v)", when, len(got), err)
-			}
-		}
-		synctest.Wait() // the first attempt has failed: there is no folder
-		if err := os.Mkdir(folder, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		<-time.After(6 * time.Second)
-		check("after the folder came")
-		authority.AddRoot(t)
-		check("after a root was added")
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)

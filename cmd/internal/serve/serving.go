@@ -30,6 +30,7 @@ type servingCertificate struct {
 	log       *slog.Logger
 	expiry    prometheus.Gauge
 
+	minting sync.Mutex // one certificate after the other: the last made is shown
 	current atomic.Pointer[tls.Certificate]
 	renew   chan struct{} // one token: a new issuing CA is in force
 	first   chan struct{} // closed when there is a certificate
@@ -102,6 +103,8 @@ func (s *servingCertificate) run(ctx context.Context) error {
 
 // mint makes a key and a certificate, and says after how long the next is due.
 func (s *servingCertificate) mint(ctx context.Context) (time.Duration, error) {
+	s.minting.Lock()
+	defer s.minting.Unlock()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return 0, fmt.Errorf("generating serving key: %w", err)

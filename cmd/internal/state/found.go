@@ -20,17 +20,20 @@ import (
 	"github.com/hallmark-ca/hallmark/ca/durable"
 	"github.com/hallmark-ca/hallmark/ca/journal"
 	"github.com/hallmark-ca/hallmark/ca/keys"
+	"github.com/hallmark-ca/hallmark/ca/publish"
 )
 
 // Founding is what [Found] needs.
 type Founding struct {
-	Dir            Dir
-	TrustDomain    attest.TrustDomain
-	RootLifetime   time.Duration
-	PassphraseFile string // absolute; made where it does not exist
-	BundleFile     string // absolute
-	Config         []byte // content of hallmark.yaml; nil where the configuration lies elsewhere
-	Now            time.Time
+	Dir          Dir
+	TrustDomain  attest.TrustDomain
+	RootLifetime time.Duration
+	// Keys says where the root's key is made. Its passphrase file is made where
+	// keys are sealed and there is none.
+	Keys       keys.Config
+	BundleFile string // absolute
+	Config     []byte // content of hallmark.yaml; nil where the configuration lies elsewhere
+	Now        time.Time
 }
 
 // ExistsError says that the directory is not empty.
@@ -54,6 +57,15 @@ func Found(ctx context.Context, f Founding) (*x509.Certificate, error) {
 	if err := f.checkEmpty(ctx); err != nil {
 		return nil, err
 	}
+	store, err := keys.New(f.Keys)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	// A token that does not open is found out before anything is made.
+	if err := store.Check(ctx); err != nil {
+		return nil, err
+	}
 	for _, dir := range []string{"", Keys, Ledger, Evidence} {
 		if err := os.MkdirAll(f.Dir.Path(dir), 0o700); err != nil {
 			return nil, fmt.Errorf("making state directory: %w", err)
@@ -64,17 +76,18 @@ func Found(ctx context.Context, f Founding) (*x509.Certificate, error) {
 	if err := os.Chmod(string(f.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("making state directory: %w", err)
 	}
-	secret, err := f.passphrase()
-	if err != nil {
-		return nil, err
+	if f.Keys.URI == "" {
+		if err := f.passphrase(); err != nil {
+			return nil, err
+		}
 	}
 	if err := f.checkpointKey(); err != nil {
 		return nil, err
 	}
 	// A cut up to here leaves keys that nothing refers to.
 	root, err := ceremony.Found(ctx, ceremony.Founding{
-		TrustDomain: f.TrustDomain, Lifetime: f.RootLifetime, FS: f.Dir.FS(), KeyDir: Keys, JournalDir: Journal,
-		Passphrase: secret, By: "hallmark init", Now: f.Now,
+		TrustDomain: f.TrustDomain, Lifetime: f.RootLifetime, FS: f.Dir.FS(), JournalDir: Journal,
+		Roots: ceremony.Roots{Keys: store}, By: "hallmark init", Now: f.Now,
 	})
 	if err != nil {
 		return nil, err
@@ -85,7 +98,7 @@ func Found(ctx context.Context, f Founding) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parsing the new root: %w", err)
 	}
-	if err := WriteBundle(f.BundleFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})); err != nil {
+	if err := publish.WriteFile(f.BundleFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})); err != nil {
 		return nil, err
 	}
 	if f.Config != nil {
@@ -102,7 +115,7 @@ func (f Founding) checkEmpty(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("looking at state directory: %w", err)
 	}
-	if within, err := filepath.Rel(f.Dir.Path(Keys), f.PassphraseFile); err == nil && !strings.HasPrefix(within, "..") && len(found) == 1 && found[0] == f.Dir.Path(Keys) {
+	if within, err := filepath.Rel(f.Dir.Path(Keys), f.Keys.PassphraseFile); err == nil && !strings.HasPrefix(within, "..") && len(found) == 1 && found[0] == f.Dir.Path(Keys) {
 		// A passphrase that the operator put there beforehand is to be used.
 		if entries, err := os.ReadDir(found[0]); err == nil && len(entries) == 1 && entries[0].Name() == within {
 			found = nil
@@ -115,16 +128,18 @@ func (f Founding) checkEmpty(ctx context.Context) error {
 	return &ExistsError{Founded: !errors.Is(err, journal.ErrNoJournal), Paths: found}
 }
 
-// passphrase reads the file, or makes it.
-func (f Founding) passphrase() ([]byte, error) {
-	_, err := os.Lstat(f.PassphraseFile)
+// passphrase makes the file where there is none, and reads it.
+func (f Founding) passphrase() error {
+	file := f.Keys.PassphraseFile
+	_, err := os.Lstat(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = durable.WriteNew(durable.OS(filepath.Dir(f.PassphraseFile)), filepath.Base(f.PassphraseFile), keys.NewPassphrase())
+		err = durable.WriteNew(durable.OS(filepath.Dir(file)), filepath.Base(file), keys.NewPassphrase())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("making passphrase: %w", err)
+		return fmt.Errorf("making passphrase: %w", err)
 	}
-	return keys.Passphrase(f.PassphraseFile)
+	_, err = keys.Passphrase(file)
+	return err
 }
 
 // checkpointKey makes the key that signs the ledger's checkpoints.
@@ -138,32 +153,6 @@ func (f Founding) checkpointKey() error {
 	}
 	if err != nil {
 		return fmt.Errorf("making the ledger's checkpoint key: %w", err)
-	}
-	return nil
-}
-
-// WriteBundle puts the bundle under path in one step: who reads it sees the old
-// one or the new one, whole.
-func WriteBundle(path string, pemBytes []byte) error {
-	dir, name := filepath.Split(path)
-	temp, err := os.CreateTemp(dir, "."+name+".*")
-	if err != nil {
-		return fmt.Errorf("writing bundle: %w", err)
-	}
-	defer os.Remove(temp.Name()) // once it has its name, there is nothing to remove
-	_, err = temp.Write(pemBytes)
-	if err == nil {
-		err = temp.Chmod(0o644) // it is public
-	}
-	if err == nil {
-		err = temp.Sync()
-	}
-	err = errors.Join(err, temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("writing bundle: %w", err)
 	}
 	return nil
 }
