@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"regexp"
 	"strings"
@@ -26,8 +27,11 @@ const (
 // [Problems], all of it at once.
 func Load(path string) (*Config, error) {
 	f, err := os.Open(path)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading configuration: %w: run hallmark init first, or name the right --state or --config", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading configuration: %w", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
