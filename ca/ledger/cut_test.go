@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -197,12 +198,12 @@ func TestEveryFailedOperation(t *testing.T) {
 func failOnce(t *testing.T, n int, fault faultfs.Fault) bool {
 	t.Helper()
 	disk := faultfs.New()
-	var failed *faultfs.Op
+	var hit atomic.Pointer[faultfs.Op]
 	disk.Inject = func(op faultfs.Op) *faultfs.Fault {
 		if op.N != n {
 			return nil
 		}
-		failed = &op
+		hit.Store(&op)
 		return &fault
 	}
 	cfg := config(disk)
@@ -212,15 +213,15 @@ func failOnce(t *testing.T, n int, fault faultfs.Fault) bool {
 	synctest.Test(t, func(t *testing.T) {
 		l, err := ledger.Open(t.Context(), cfg)
 		if err != nil {
-			if failed == nil {
+			if hit.Load() == nil {
 				t.Fatal(err)
 			}
-			when = fmt.Sprintf("%v failed, and so did open", failed)
+			when = fmt.Sprintf("%v failed, and so did open", hit.Load())
 			return
 		}
 		stop := run(t, l)
 		got := burst(t, disk, l, 3, 8)
-		if failed != nil {
+		if failed := hit.Load(); failed != nil {
 			when = failed.String() + " failed"
 		}
 		for serial, err := range got.refused {
@@ -237,7 +238,7 @@ func failOnce(t *testing.T, n int, fault faultfs.Fault) bool {
 		}
 		late := intent(5000)
 		err = l.Append(t.Context(), late)
-		if failed != nil && failed.N == disk.Ops()-1 { // it was its turn to fail
+		if failed := hit.Load(); failed != nil && failed.N == disk.Ops()-1 { // it was its turn to fail
 			when = failed.String() + " failed"
 			<-time.After(time.Minute)
 			late = intent(5001)
@@ -249,11 +250,12 @@ func failOnce(t *testing.T, n int, fault faultfs.Fault) bool {
 		must[late.Serial] = true
 		<-time.After(time.Second)
 		checkOutcomes(t, when, disk, got)
-		before := failed != nil
+		before := hit.Load() != nil
 		if err := stop(); err != nil && before {
 			t.Fatalf("%s: stop: %v", when, err)
 		}
 	})
+	failed := hit.Load()
 	if failed == nil {
 		return false
 	}
