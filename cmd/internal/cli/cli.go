@@ -70,13 +70,14 @@ Exit codes: 0 done; 1 it failed, or something was found wrong; 2 wrong flags or
 arguments.`,
 		Example: `  hallmark init --state /var/lib/hallmark
   hallmark serve --check
-  hallmark serve`,
+  hallmark serve
+  hallmark status`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	group(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(initCommand(), serveCommand(), bundleCommand(), ledgerCommand(), reasonsCommand(), versionCommand())
+	root.AddCommand(initCommand(), serveCommand(), statusCommand(), rotateCommand(), bundleCommand(), journalCommand(), ledgerCommand(), reasonsCommand(), versionCommand())
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root
 }

@@ -21,13 +21,14 @@ func ledgerCommand() *cobra.Command {
 		Use:   "ledger",
 		Short: "Read the record of every issuance and refusal",
 		Long: `Read the issuance ledger: every certificate that was issued, or may have been, and
-every refusal of a caller that had proved who it is. Both commands read the files
+every refusal of a caller that had proved who it is. All commands read the files
 of the state directory, also beside a running server.`,
 		Example: `  hallmark ledger query --pod shop/client-7d4f --since 1h
+  hallmark ledger export --since 24h > ledger.jsonl
   hallmark ledger verify`,
 	}
 	group(cmd)
-	cmd.AddCommand(ledgerQueryCommand(), ledgerVerifyCommand())
+	cmd.AddCommand(ledgerQueryCommand(), ledgerExportCommand(), ledgerVerifyCommand())
 	return cmd
 }
 
@@ -37,6 +38,8 @@ type ledgerQuery struct {
 	filter       ledger.Filter
 	since, until string
 	limit        int
+	authority    string
+	expiring     time.Duration
 }
 
 func ledgerQueryCommand() *cobra.Command {
@@ -53,7 +56,8 @@ may-have-been-issued (intended, and the outcome is not on record), or refused.
 		Example: `  hallmark ledger query --identity spiffe://cluster.local/ns/shop/sa/client
   hallmark ledger query --pod shop/client --since 24h -o json
   hallmark ledger query --serial 3f0c91d2a4… --state /var/lib/hallmark
-  hallmark ledger query --image sha256:9b1c… --since 2026-01-31T08:00:00Z`,
+  hallmark ledger query --image sha256:9b1c… --since 2026-01-31T08:00:00Z
+  hallmark ledger query --authority 3f0c91d2 --expiring 1h`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return q.run(cmd) },
 	}
@@ -65,23 +69,89 @@ may-have-been-issued (intended, and the outcome is not on record), or refused.
 	flags.StringVar(&q.filter.Image, "image", "", "part of an image's name or digest")
 	flags.StringVar(&q.filter.Serial, "serial", "", "serial number in hex; colons do not count")
 	flags.StringVar(&q.filter.ID, "id", "", "id of a request, as it stands in answers and in the log")
-	flags.StringVar(&q.since, "since", "", "from then on: a time (RFC 3339), a date, or how long ago (24h)")
-	flags.StringVar(&q.until, "until", "", "up to then, likewise")
+	flags.StringVar(&q.authority, "authority", "", "key id in hex of the issuing CA or the root, or its first 8 characters")
+	flags.DurationVar(&q.expiring, "expiring", 0, "certificates that are valid now, and end within this time")
+	q.addSpan(cmd)
 	flags.IntVar(&q.limit, "limit", 0, "show the newest N only; 0 shows all")
 	return cmd
 }
 
-func (q *ledgerQuery) run(cmd *cobra.Command) error {
+func (q *ledgerQuery) addSpan(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&q.since, "since", "", "from then on: a time (RFC 3339), a date, or how long ago (24h)")
+	cmd.Flags().StringVar(&q.until, "until", "", "up to then, likewise")
+}
+
+func ledgerExportCommand() *cobra.Command {
+	var q ledgerQuery
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "Print everything as JSON lines",
+		Long: `Print every issuance with its outcome, then every refusal, one JSON object a line: for
+an archive, or for a system that keeps audit records. The fields are those of
+hallmark ledger query -o json.
+
+An outcome follows its issuance within seconds, and a refusal is written once a
+minute. An export that goes on where the last one ended therefore begins two minutes
+earlier (--since); number and id tell what is there already.`,
+		Example: `  hallmark ledger export > ledger.jsonl
+  hallmark ledger export --since 2026-01-31 --until 2026-02-01 | gzip > 2026-01-31.jsonl.gz`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return q.run(cmd) },
+	}
+	addOutput(cmd, &q.output, "json")
+	q.addState(cmd)
+	q.addSpan(cmd)
+	return cmd
+}
+
+// shortest is how much of a key id names one.
+const shortest = 8
+
+// check reads the flags that are not texts to compare.
+func (q *ledgerQuery) check(cmd *cobra.Command, now time.Time) error {
 	var err error
-	now := time.Now()
 	if q.filter.Since, err = moment("since", q.since, now); err != nil {
 		return err
 	}
 	if q.filter.Until, err = moment("until", q.until, now); err != nil {
 		return err
 	}
-	if q.limit < 0 {
+	q.authority = strings.ToLower(strings.ReplaceAll(q.authority, ":", ""))
+	switch {
+	case q.limit < 0:
 		return usageError{fmt.Errorf("--limit %d is negative", q.limit)}
+	case q.authority != "" && (len(q.authority) < shortest || strings.Trim(q.authority, "0123456789abcdef") != ""):
+		return usageError{fmt.Errorf("--authority %q is no key id: write at least %d characters of it, in hex", q.authority, shortest)}
+	case cmd.Flags().Changed("expiring") && q.expiring <= 0:
+		return usageError{fmt.Errorf("--expiring %s: write how far ahead, such as 1h", q.expiring)}
+	}
+	return nil
+}
+
+// wanted holds an entry against the filters that the ledger has no index for. A
+// refusal has neither authority nor end.
+func (q *ledgerQuery) wanted(e ledger.Entry, now time.Time) bool {
+	if q.authority == "" && q.expiring == 0 {
+		return true
+	}
+	i := e.Intent
+	if i == nil {
+		return false
+	}
+	if q.authority != "" && !strings.HasPrefix(i.Authority, q.authority) && !strings.HasPrefix(i.Root, q.authority) {
+		return false
+	}
+	if q.expiring == 0 {
+		return true
+	}
+	exists := e.Status == ledger.Issued || e.Status == ledger.MaybeIssued
+	return exists && i.NotAfter.After(now) && !i.NotAfter.After(now.Add(q.expiring))
+}
+
+func (q *ledgerQuery) run(cmd *cobra.Command) error {
+	now := time.Now()
+	if err := q.check(cmd, now); err != nil {
+		return err
 	}
 	q.filter.Serial = strings.ToLower(strings.ReplaceAll(q.filter.Serial, ":", ""))
 	dir, err := q.dir()
@@ -96,6 +166,9 @@ func (q *ledgerQuery) run(cmd *cobra.Command) error {
 	for entry, err := range ledger.Query(cmd.Context(), dir.FS(), state.Ledger, q.filter) {
 		if err != nil {
 			return err
+		}
+		if !q.wanted(entry, now) {
+			continue
 		}
 		if q.limit == 0 {
 			if err := print.entry(entry); err != nil {
