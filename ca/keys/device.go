@@ -44,7 +44,7 @@ type connection map[string]*session
 // session is one token that was logged in to.
 type session struct {
 	manager apiv1.KeyManager
-	signers map[string]crypto.Signer // of keys that were found and proved, by their URI
+	signers map[string]crypto.Signer // of keys that were found, by their URI
 }
 
 // job is what is done in a call.
@@ -275,8 +275,7 @@ func (s *signer) do(f func(crypto.Signer) error) error {
 	}})
 }
 
-// find returns the key at that address, which must be public's. It is proved
-// once in each session.
+// find returns the key at that address, which must be public's.
 func (s *session) find(at address, public crypto.PublicKey) (crypto.Signer, error) {
 	name := at.object()
 	if key := s.signers[name]; key != nil && same(public, key.Public()) {
@@ -288,9 +287,6 @@ func (s *session) find(at address, public crypto.PublicKey) (crypto.Signer, erro
 	}
 	if !same(public, key.Public()) {
 		return nil, errOther
-	}
-	if err := prove(key); err != nil {
-		return nil, err
 	}
 	s.signers[name] = key
 	return key, nil

@@ -133,7 +133,9 @@ func (s *Store) Open(ctx context.Context, uri string, cert *x509.Certificate) (c
 	if at.kind != apiv1.SoftKMS {
 		at = s.home.moved(at)
 		signer := &signer{ctx: ctx, store: s, at: at, public: cert.PublicKey}
-		if err := signer.do(func(crypto.Signer) error { return nil }); err != nil {
+		// Also where it was opened before: who opens a key wants to know that it
+		// signs now.
+		if err := signer.do(prove); err != nil {
 			return fail(err)
 		}
 		return signer, nil

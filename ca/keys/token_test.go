@@ -160,6 +160,9 @@ func objects(tb testing.TB, token *keystest.Token) map[pkcs11.ObjectHandle]strin
 		must(tb, p.FindObjectsFinal(session))
 		for _, object := range found {
 			got, err := p.GetAttributeValue(session, object, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil)})
+			if errors.Is(err, pkcs11.Error(pkcs11.CKR_OBJECT_HANDLE_INVALID)) {
+				continue // destroyed meanwhile
+			}
 			must(tb, err)
 			out[object] = string(got[0].Value)
 		}
@@ -175,15 +178,29 @@ func loggedIn(tb testing.TB, token *keystest.Token, f func(*pkcs11.Ctx, pkcs11.S
 	} else if !errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)) {
 		tb.Fatal(err)
 	}
-	slots, err := p.GetSlotList(true)
-	must(tb, err)
-	session, err := p.OpenSession(slots[0], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	session, err := p.OpenSession(slotOf(tb, p), pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	must(tb, err)
 	defer p.CloseSession(session)
 	if err := p.Login(session, pkcs11.CKU_USER, keystest.PIN); err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
 		tb.Fatal(err)
 	}
 	f(p, session)
+}
+
+// slotOf returns the slot of the token: SoftHSM has one more, for the next token.
+func slotOf(tb testing.TB, p *pkcs11.Ctx) uint {
+	tb.Helper()
+	slots, err := p.GetSlotList(true)
+	must(tb, err)
+	for _, slot := range slots {
+		info, err := p.GetTokenInfo(slot)
+		must(tb, err)
+		if info.Flags&pkcs11.CKF_TOKEN_INITIALIZED != 0 {
+			return slot
+		}
+	}
+	tb.Fatal("no token is there")
+	return 0
 }
 
 func must(tb testing.TB, err error) {
@@ -290,9 +307,7 @@ func TestTokenSessionsEndedByAnother(t *testing.T) {
 	must(t, err)
 	for name, end := range map[string]func(*pkcs11.Ctx) error{
 		"sessions": func(p *pkcs11.Ctx) error {
-			slots, err := p.GetSlotList(true)
-			must(t, err)
-			return p.CloseAllSessions(slots[0])
+			return p.CloseAllSessions(slotOf(t, p))
 		},
 		"library": func(p *pkcs11.Ctx) error { return p.Finalize() },
 	} {
