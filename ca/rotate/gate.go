@@ -166,7 +166,10 @@ func gateB(root, active journal.Root, v view) Gate {
 	case ours && !r.Begun.IsZero() && !r.Broken && s.UnseenCount == 0:
 		g.Open, g.Confirmed = true, s.Consumers
 	case ours && r.Broken:
-		g.Why = "gate B is shut: the rehearsal is being taken back (" + r.Why + ")"
+		g.Why = "gate B is shut: the rehearsal is being taken back"
+		if r.Why != "" {
+			g.Why += " (" + r.Why + ")"
+		}
 		g.Mend = "mend what is in its way"
 	case ours && !r.Begun.IsZero():
 		g.Confirmed, g.BehindCount, g.Behind = max(s.Consumers-s.UnseenCount, 0), s.UnseenCount, named(s.Unseen)

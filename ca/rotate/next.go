@@ -167,6 +167,8 @@ func (v view) revert() Step {
 	switch {
 	case !ok || root.Phase != journal.Draining || active.ID != r.Active || v.state.Course == journal.Paused:
 		return step // not its fault: the next one need not wait
+	case v.now.Before(v.seen.Unsteady):
+		return step // who came back before and who since cannot be told
 	case r.Broken:
 		step.Failed = r.Why
 		return step

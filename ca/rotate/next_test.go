@@ -1,6 +1,9 @@
 package rotate_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/hex"
 	"strings"
 	"testing"
@@ -13,7 +16,6 @@ import (
 	"github.com/hallmark-ca/hallmark/ca"
 	"github.com/hallmark-ca/hallmark/ca/census"
 	"github.com/hallmark-ca/hallmark/ca/journal"
-	cakeys "github.com/hallmark-ca/hallmark/ca/keys"
 	"github.com/hallmark-ca/hallmark/ca/rotate"
 )
 
@@ -24,7 +26,7 @@ var began = time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC) // a Monday
 // madeRoot returns a root that was made at began.
 func madeRoot(tb testing.TB) journal.Root {
 	tb.Helper()
-	key, err := cakeys.Generate()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -158,6 +160,10 @@ func TestNext(t *testing.T) {
 		}, act: rotate.Revert, root: 0, says: "1 consumer did not come back"},
 		{name: "rehearsal could not begin", phases: []journal.Phase{d, a}, seen: rehearsed(func(r *rotate.Rehearsed) { r.Broken, r.Why = true, "no" }), act: rotate.Revert, root: 0, says: "no"},
 		{name: "paused while a rehearsal is on", phases: []journal.Phase{d, a}, course: journal.Paused, seen: rehearsed(func(*rotate.Rehearsed) {}), act: rotate.Revert, root: 0},
+		{name: "the clock jumps while a rehearsal is on", phases: []journal.Phase{d, a}, seen: func(s *rotate.Seen, st *journal.State) {
+			rehearsed(func(*rotate.Rehearsed) {})(s, st)
+			s.Unsteady = now.Add(time.Minute)
+		}, act: rotate.Revert, root: 0},
 		{name: "another root was activated while it is on", phases: []journal.Phase{d, a}, seen: rehearsed(func(r *rotate.Rehearsed) { r.Active = "other" }), act: rotate.Revert, root: 0},
 		{name: "pause after a rehearsal", phases: []journal.Phase{d, a}, seen: rehearsed(func(r *rotate.Rehearsed) { r.Begun, r.Failed, r.Why = time.Time{}, now.Add(-time.Minute), "1 missing" }),
 			wait: rotate.ForRehearsal, says: "1 missing", until: now.Add(pause - time.Minute)},

@@ -137,7 +137,9 @@ func New(cfg Config) (*Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making rotation: %w", err)
 	}
-	return &Runner{cfg: cfg, metrics: m, epoch: time.Now(), turn: make(chan struct{}, 1)}, nil
+	r := &Runner{cfg: cfg, metrics: m, epoch: time.Now(), turn: make(chan struct{}, 1)}
+	r.lookAtClock()
+	return r, nil
 }
 
 // Run finishes what a cut has left, takes the steps that are due by themselves,
@@ -163,6 +165,14 @@ const itself = "rotation"
 func (r *Runner) next(v view, _ int) (Step, error) {
 	step, _ := Next(*v.state, *v.seen, *v.policy, v.now)
 	return step, nil
+}
+
+// lookAtClock returns the time, and until when it is not to be relied on.
+func (r *Runner) lookAtClock() (now, unsteady time.Time) {
+	now = r.cfg.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return now, r.clock.observe(now, time.Since(r.epoch), r.cfg.Policy.ClockSettle)
 }
 
 // clock finds out that the wall clock jumps, by the monotonic one.

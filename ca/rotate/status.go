@@ -66,9 +66,9 @@ type Failure struct {
 // process knows: whether it is frozen, and why.
 func (r *Runner) Status(ctx context.Context) (Status, error) {
 	state, err := r.cfg.Store.Load(ctx)
-	now := r.cfg.Now()
+	now, unsteady := r.lookAtClock()
 	r.mu.Lock()
-	seen := Seen{Rehearsed: r.rehearsed, Unsteady: r.clock.observe(now, time.Since(r.epoch), r.cfg.Policy.ClockSettle)}
+	seen := Seen{Rehearsed: r.rehearsed, Unsteady: unsteady}
 	s := Status{At: now.UTC(), Automatic: r.cfg.Policy.Automatic, Failure: r.failure}
 	if f := r.frozen; f != nil {
 		s.Frozen = &Failure{Step: f.step, Record: f.write.number, At: f.at.UTC(), Error: f.err.Error()}

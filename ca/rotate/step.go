@@ -31,6 +31,7 @@ func (r *Runner) act(ctx context.Context, who string, d decide) error {
 		return fmt.Errorf("waiting for another step to end: %w", context.Cause(ctx))
 	}
 	defer func() { <-r.turn }()
+	r.lookAtClock() // also where the journal cannot be read
 	err := r.rounds(ctx, who, d)
 	r.settle(err)
 	return err
@@ -154,16 +155,15 @@ func (r *Runner) follow(ctx context.Context, state journal.State) error {
 
 // look collects what a decision rests on.
 func (r *Runner) look(state journal.State) view {
-	now := r.cfg.Now()
-	seen := Seen{}
+	now, unsteady := r.lookAtClock()
+	seen := Seen{Unsteady: unsteady}
 	r.mu.Lock()
 	if root, ok := state.Root(r.rehearsed.Root); !ok || root.Phase != journal.Draining {
 		r.rehearsed = Rehearsed{} // its root is out: what is served is Follow's again
 	}
 	seen.Rehearsed = r.rehearsed
-	mono := time.Since(r.epoch)
-	seen.Unsteady = r.clock.observe(now, mono, r.cfg.Policy.ClockSettle)
 	r.mu.Unlock()
+	mono := time.Since(r.epoch)
 	published := state.In(journal.Published)
 	// The census forgets who is gone when it is asked, so that it is also where
 	// nothing hangs on the answer.
@@ -258,6 +258,11 @@ func (r *Runner) prepare(ctx context.Context, v view, who string) error {
 	if err != nil {
 		return fmt.Errorf("making root: %w", err)
 	}
+	for _, known := range v.state.Roots {
+		if known.ID == root.ID || known.KeyURI == root.KeyURI { // and so it must not be destroyed below
+			return fmt.Errorf("making root: the key that came back (%s) has the key of root %s, or its place", root.KeyURI, known.ID)
+		}
+	}
 	root.Phase, root.Since, root.Sequence, root.Destroyed = journal.Prepared, v.now.UTC(), 0, nil
 	err = r.record(ctx, v, Prepare, journal.Body{Added: &root}, who, journal.Signer{Root: root.ID, Key: key})
 	if err == nil || errors.Is(err, journal.ErrStateUnknown) {
@@ -323,6 +328,14 @@ func (r *Runner) rehearse(ctx context.Context, v view, step Step) error {
 
 // revert takes a rehearsal back.
 func (r *Runner) revert(ctx context.Context, v view, step Step) error {
+	// From here on it cannot pass any more, whatever becomes of Revert: whoever
+	// comes back may have met the old certificate.
+	r.mu.Lock()
+	if !r.rehearsed.Broken {
+		r.rehearsed.Broken, r.rehearsed.Why = true, step.Failed
+		r.rehearsed.Behind, r.rehearsed.Count = v.seen.Summary.Unseen, v.seen.Summary.UnseenCount
+	}
+	r.mu.Unlock()
 	if err := r.cfg.Rehearsal.Revert(ctx); err != nil {
 		return fmt.Errorf("taking the rehearsal back: %w", err)
 	}
@@ -332,9 +345,6 @@ func (r *Runner) revert(ctx context.Context, v view, step Step) error {
 		r.rehearsed = Rehearsed{}
 		return nil
 	}
-	r.rehearsed = Rehearsed{
-		Root: r.rehearsed.Root, Active: r.rehearsed.Active, Failed: v.now, Why: step.Failed,
-		Behind: v.seen.Summary.Unseen, Count: v.seen.Summary.UnseenCount,
-	}
+	r.rehearsed.Begun, r.rehearsed.Broken, r.rehearsed.Failed = time.Time{}, false, v.now
 	return nil
 }

@@ -3,6 +3,9 @@ package rotate_test
 import (
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -19,7 +22,6 @@ import (
 	"github.com/hallmark-ca/hallmark/ca"
 	"github.com/hallmark-ca/hallmark/ca/census"
 	"github.com/hallmark-ca/hallmark/ca/journal"
-	cakeys "github.com/hallmark-ca/hallmark/ca/keys"
 	"github.com/hallmark-ca/hallmark/ca/rotate"
 )
 
@@ -94,7 +96,11 @@ type world struct {
 	process   int  // the one that lives
 	blind     bool // a write's outcome is not known to it
 	broken    []string
-	follows   func() // called with mu held, after each
+	// Called with mu held, where set: after each Follow, with each record and the
+	// state before it, after each change of the serving certificate.
+	follows func()
+	stored  func(before journal.State, body []byte)
+	begun   func()
 }
 
 func newWorld(tb testing.TB) *world {
@@ -130,7 +136,7 @@ func (w *world) Now() time.Time {
 }
 
 func (w *world) makeRoot(life time.Duration, now time.Time) (journal.Root, crypto.Signer, error) {
-	key, err := cakeys.Generate()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return journal.Root{}, nil, err
 	}
@@ -151,7 +157,11 @@ func (w *world) append(rec journal.Record) error {
 		}
 		return err
 	}
+	before := w.state
 	w.records, w.state = append(w.records, rec), next
+	if w.stored != nil {
+		w.stored(before, rec.Body)
+	}
 	return nil
 }
 
@@ -332,7 +342,10 @@ func (r rehearsal) Begin(context.Context) (since time.Time, err error) {
 	err = r.do("begin", func() error {
 		active, _ := r.w.state.ActiveRoot()
 		r.w.rehearsal, r.w.serving = true, active.ID
-		since = r.w.now()
+		since = r.w.now().Add(1) // what was made at this very moment has met the old one
+		if r.w.begun != nil {
+			r.w.begun()
+		}
 		return nil
 	})
 	return since, err
@@ -433,3 +446,20 @@ func (w *world) root(i int) journal.Root {
 }
 
 func short(id string) string { return id[:min(len(id), 8)] }
+
+// sameKey makes a root that is there already.
+type sameKey struct {
+	rotate.Keys
+	root      journal.Root
+	destroyed bool
+}
+
+func (s *sameKey) Make(ctx context.Context, _ attest.TrustDomain, _ time.Duration, _ time.Time) (journal.Root, crypto.Signer, error) {
+	key, err := s.Open(ctx, s.root)
+	return s.root, key, err
+}
+
+func (s *sameKey) Destroy(ctx context.Context, root journal.Root) error {
+	s.destroyed = true
+	return s.Keys.Destroy(ctx, root)
+}
