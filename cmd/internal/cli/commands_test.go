@@ -18,12 +18,15 @@ import (
 
 // commands are what the scripts need beside testscript's own.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
-	"exits":    exits,
-	"mode":     mode,
-	"sealed":   sealed,
-	"sum":      sum,
-	"json":     jsonHas,
-	"envsubst": envsubst,
+	"exits":      exits,
+	"mode":       mode,
+	"sealed":     sealed,
+	"sum":        sum,
+	"json":       jsonHas,
+	"envsubst":   envsubst,
+	"token":      token,
+	"nokeys":     nokeys,
+	"secretless": secretless,
 }
 
 // exits CODE ARGS...: hallmark ends with that code and prints no answer.

@@ -127,6 +127,7 @@ func (f *founding) configuration(cmd *cobra.Command) (*config.Config, []byte, er
 	if err != nil {
 		return nil, nil, usageError{err}
 	}
+	file.Authority.KeyAlgorithm = string(cfg.Authority.KeyAlgorithm) // as it is spelled
 	text, err := config.Render(file)
 	return cfg, text, err
 }
@@ -150,10 +151,16 @@ and name it in authority.passphraseFile.
 `, cfg.Authority.PassphraseFile)
 		}
 	}
+	where := "sealed in " + state.Dir(cfg.State).Path(state.Keys)
+	if cfg.Authority.KeyURI != "" {
+		where = cfg.Authority.KeyURI
+	}
 	_, err := fmt.Fprintf(w, `founded        trust domain %s
 root           %s
                until %s, key id %s
+key            %s, %s
 bundle         %s
-%s`, cfg.TrustDomain, root.Subject, root.NotAfter.Format(time.DateOnly), hex.EncodeToString(root.SubjectKeyId), cfg.Bundle.File, next)
+%s`, cfg.TrustDomain, root.Subject, root.NotAfter.Format(time.DateOnly), hex.EncodeToString(root.SubjectKeyId),
+		cfg.Authority.KeyAlgorithm, where, cfg.Bundle.File, next)
 	return err
 }

@@ -18,5 +18,5 @@ func TestMain(m *testing.M) {
 // TestScripts runs the command line as a person does: without a terminal, in a
 // folder of its own.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata/script", Cmds: commands})
+	testscript.Run(t, testscript.Params{Dir: "testdata/script", Cmds: commands, Condition: condition})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -94,7 +95,11 @@ func probeRoot(ctx context.Context, g *graph, dir state.Dir, cfg *config.Config)
 		_, err = g.authority.keys.Open(ctx, root.KeyURI, cert)
 	}
 	if err != nil {
-		return append(found, finding{what: "root", err: err, mend: "put key and passphrase back where the URI and authority.passphraseFile say, readable by their owner alone"})
+		mend := "put key and passphrase back where the URI and authority.passphraseFile say, readable by their owner alone"
+		if !strings.HasPrefix(root.KeyURI, "softkms:") {
+			mend = "see that the device is there, and module and PIN file where the URI says; authority.keyURI names new places of them"
+		}
+		return append(found, finding{what: "root", err: err, mend: mend})
 	}
 	left := time.Until(cert.NotAfter)
 	if left < 2*cfg.Authority.IssuingLifetime {
