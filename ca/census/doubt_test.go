@@ -390,8 +390,8 @@ func TestRestoreNeverMixes(t *testing.T) {
 	s.close("a")
 	s.pass(10 * time.Minute)
 	s.Restore(s.restored(streams, "a", ledger.Issued, time.Hour))
-	sum := s.want("a has confirmed", 1, "", "")
-	if sum = s.Summary(census.Question{Sequence: 3, SeenSince: s.now, Names: 1}); sum.UnseenCount != 0 || !sum.Behind[0].Seen.Equal(start) {
+	s.want("a has confirmed", 1, "", "")
+	if sum := s.Summary(census.Question{Sequence: 3, SeenSince: s.now, Names: 1}); sum.UnseenCount != 0 || !sum.Behind[0].Seen.Equal(start) {
 		t.Errorf("%+v", sum)
 	}
 }

@@ -285,7 +285,7 @@ func (m *model) ackOf(k modelKey) {
 
 // turn has somebody be refused, or a pod go.
 func (m *model) turn(k modelKey) {
-	if m.rand.IntN(4) == 0 && m.rand.IntN(4) == 0 {
+	if m.rand.IntN(16) == 0 {
 		m.say("%s is gone", k.pod)
 		m.gone[k.pod] = true
 		return
