@@ -40,7 +40,7 @@ func TestEnvoySamples(t *testing.T) {
 			here := strings.NewReplacer("/var/run/secrets/", dir+"/", "/etc/envoy/", dir+"/")
 			files := map[string][]byte{
 				"hallmark/bundle.pem": authority(t), "tokens/istio-token": []byte("a"),
-				"token.yaml": read(t, deployDir+"/envoy/token.yaml"), "envoy.yaml": read(t, sample),
+				"token.yaml": read(t, deployDir+"/envoy/token.yaml"), "trust.yaml": read(t, deployDir+"/envoy/trust.yaml"), "envoy.yaml": read(t, sample),
 			}
 			for name, content := range files {
 				path := filepath.Join(dir, name)

@@ -263,6 +263,7 @@ func TestEveryFileIsTested(t *testing.T) {
 		"envoy/README.md":               "prose",
 		"envoy/pod.yaml":                "TestInstallation",
 		"envoy/token.yaml":              "TestEnvoySamples",
+		"envoy/trust.yaml":              "TestEnvoySamples",
 		"envoy/sidecar-envoy-grpc.yaml": "TestEnvoySamples", "envoy/sidecar-google-grpc.yaml": "TestEnvoySamples",
 		"manifests/kustomization.yaml": "TestKustomization",
 	}

@@ -144,6 +144,12 @@ func (e *Envoy) Stop() {
 	}
 }
 
+// Pause stops the process as it is: its connections stay, and it answers nothing.
+func (e *Envoy) Pause() { e.process.Pause() }
+
+// Resume ends a Pause.
+func (e *Envoy) Resume() { e.process.Resume() }
+
 // Close is Stop for good.
 func (e *Envoy) Close() {
 	e.end()

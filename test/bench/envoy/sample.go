@@ -16,8 +16,8 @@ type change struct {
 	times    int // how often it stands in the sample
 }
 
-// configure writes the shipped sample, and the token's file that one of them
-// needs, with this Envoy's values in them.
+// configure writes the shipped sample, and the files of token and roots that one
+// of them needs, with this Envoy's values in them.
 func (e *Envoy) configure() error {
 	changes, err := e.changes()
 	if err != nil {
@@ -27,12 +27,17 @@ func (e *Envoy) configure() error {
 	if err != nil {
 		return err
 	}
-	token, err := sample("token.yaml", []change{{"filename: " + mounted, "filename: " + e.tokenFile(), 1}})
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(e.file("token.yaml"), []byte(token), 0o600); err != nil {
-		return err
+	for name, c := range map[string]change{
+		"token.yaml": {"filename: " + mounted, "filename: " + e.tokenFile(), 1},
+		"trust.yaml": {"filename: /var/run/secrets/hallmark/bundle.pem", "filename: " + e.cfg.Bundle, 1},
+	} {
+		text, err := sample(name, []change{c})
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(e.file(name), []byte(text), 0o600); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(e.file("envoy.yaml"), []byte(text), 0o600)
 }
@@ -94,8 +99,8 @@ func (e *Envoy) changes() ([]change, error) {
 	case EnvoyGRPC:
 		return append(changes,
 			change{"{ address: hallmark.hallmark-system.svc, port_value: 15012 }", server, 1},
-			change{"filename: /var/run/secrets/hallmark/bundle.pem", "filename: " + e.cfg.Bundle, 1},
 			change{"path: /etc/envoy/token.yaml", "path: " + e.file("token.yaml"), 1},
+			change{"path: /etc/envoy/trust.yaml", "path: " + e.file("trust.yaml"), 1},
 		), nil
 	case GoogleGRPC:
 		return append(changes,

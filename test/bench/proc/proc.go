@@ -118,6 +118,12 @@ func (p *Process) Kill() {
 	p.Stop()
 }
 
+// Pause stops the program as it is, Resume has it go on.
+func (p *Process) Pause() { p.signal(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (p *Process) Resume() { p.signal(syscall.SIGCONT) }
+
 // Done is closed when the program is dead.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
