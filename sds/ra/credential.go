@@ -34,7 +34,7 @@ func CredentialFrom(ctx context.Context) attest.Credential {
 func Connected(ctx context.Context) time.Time {
 	if p, ok := peer.FromContext(ctx); ok {
 		if s, ok := p.AuthInfo.(session); ok {
-			return s.accepted
+			return s.conn.accepted
 		}
 	}
 	return time.Time{}

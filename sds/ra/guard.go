@@ -1,6 +1,7 @@
 package ra
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/hallmark-ca/hallmark/attest"
 )
@@ -26,9 +28,10 @@ type guard struct {
 	cfg   ServerConfig
 	slots chan struct{} // handshakes whose keys are being computed
 
-	mu    sync.Mutex // guards all below
-	conns map[*conn]struct{}
-	peers map[netip.Addr]int
+	mu        sync.Mutex // guards all below
+	conns     map[*conn]struct{}
+	peers     map[netip.Addr]int
+	strangers *list.List // of *conn: shook hands and proved nothing yet, the oldest first
 }
 
 // suites for TLS 1.2: forward secret, authenticated. Those of 1.3 all are.
@@ -38,7 +41,7 @@ var suites = []uint16{
 }
 
 func newGuard(cfg ServerConfig) (*guard, error) {
-	g := &guard{cfg: cfg, slots: make(chan struct{}, cfg.Handshakes), conns: map[*conn]struct{}{}, peers: map[netip.Addr]int{}}
+	g := &guard{cfg: cfg, slots: make(chan struct{}, cfg.Handshakes), conns: map[*conn]struct{}{}, peers: map[netip.Addr]int{}, strangers: list.New()}
 	g.TransportCredentials = credentials.NewTLS(&tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		CipherSuites:   suites,
@@ -104,8 +107,50 @@ func (g *guard) forget(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.conns, c)
+	g.known(c)
 	if g.peers[c.peer]--; g.peers[c.peer] == 0 {
 		delete(g.peers, c.peer)
+	}
+}
+
+// stranger notes that c has shaken hands. A connection then takes some 40 KiB,
+// and needs no proof: where there are too many that have brought none, the oldest
+// goes. Callers prove who they are with their first call, so that they are rarely
+// the oldest.
+func (g *guard) stranger(c *conn) {
+	g.mu.Lock()
+	var oldest *conn
+	if _, open := g.conns[c]; open {
+		c.strange = g.strangers.PushBack(c)
+	}
+	if g.strangers.Len() > g.cfg.Strangers {
+		oldest = g.strangers.Front().Value.(*conn)
+		g.known(oldest)
+	}
+	g.mu.Unlock()
+	if oldest != nil {
+		oldest.Close()
+		g.refuse(oldest.peer, attest.Deny(attest.Overloaded, "", "more than %d connections on which nobody has proved anything", g.cfg.Strangers))
+	}
+}
+
+// known takes c from among the strangers. The lock is held.
+func (g *guard) known(c *conn) {
+	if c.strange != nil {
+		g.strangers.Remove(c.strange)
+		c.strange = nil
+	}
+}
+
+// proved notes that the caller of ctx has proved who it is, on its connection.
+func proved(ctx context.Context) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if s, ok := p.AuthInfo.(session); ok {
+			g := s.conn.guard
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.known(s.conn)
+		}
 	}
 }
 
@@ -138,13 +183,14 @@ func (g *guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, e
 		}
 		return nil, nil, err
 	}
-	return secured, session{info.(credentials.TLSInfo), raw.(*conn).accepted}, nil
+	g.stranger(raw.(*conn))
+	return secured, session{info.(credentials.TLSInfo), raw.(*conn)}, nil
 }
 
 // session is what a handshake leaves for its connection's calls.
 type session struct {
 	credentials.TLSInfo
-	accepted time.Time // its connection
+	conn *conn
 }
 
 // Clone implements [credentials.TransportCredentials].
@@ -176,7 +222,8 @@ type conn struct {
 	guard    *guard
 	peer     netip.Addr
 	accepted time.Time
-	held     bool // a slot; the handshake's goroutine's alone
+	held     bool          // a slot; the handshake's goroutine's alone
+	strange  *list.Element // its place among the strangers; the guard's lock guards it
 	closed   sync.Once
 }
 

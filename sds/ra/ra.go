@@ -121,6 +121,9 @@ func (r *RA) Attest(ctx context.Context, door string, cred attest.Credential) (a
 	defer cancel()
 	caller, err := r.cfg.Registrar.Attest(ctx, cred)
 	r.metrics.attest.Observe(r.cfg.Now().Sub(start).Seconds())
+	if !caller.Identity.IsZero() { // also where its pod is refused
+		proved(ctx)
+	}
 	if err != nil {
 		if gone(ctx) {
 			return attest.Caller{}, ctx.Err()

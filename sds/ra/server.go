@@ -59,6 +59,9 @@ type ServerConfig struct {
 	// from one address, a quarter of it.
 	Connections     int
 	PeerConnections int
+	// Strangers bounds the connections on which nobody has proved anything, an
+	// eighth of Connections, and at least 64: beyond it the oldest goes.
+	Strangers int
 	// Handshakes bounds the handshakes whose keys are being computed at once,
 	// twice the processors; a client that stalls holds none.
 	Handshakes int
@@ -89,11 +92,12 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.RA == nil || cfg.Certificate == nil || cfg.Registerer == nil || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("making mesh server: registration authority, certificate, registerer, log and clock are all required")
 	}
-	if cfg.Connections < 0 || cfg.PeerConnections < 0 || cfg.Handshakes < 0 || cfg.HandshakeTimeout < 0 || cfg.Streams < 0 || cfg.Grace < 0 {
+	if cfg.Connections < 0 || cfg.PeerConnections < 0 || cfg.Strangers < 0 || cfg.Handshakes < 0 || cfg.HandshakeTimeout < 0 || cfg.Streams < 0 || cfg.Grace < 0 {
 		return nil, errors.New("making mesh server: a limit is negative")
 	}
 	cfg.Connections = orDefault(cfg.Connections, defaultConnections)
 	cfg.PeerConnections = orDefault(cfg.PeerConnections, max(1, cfg.Connections/4))
+	cfg.Strangers = orDefault(cfg.Strangers, max(64, cfg.Connections/8))
 	cfg.Handshakes = orDefault(cfg.Handshakes, 2*runtime.GOMAXPROCS(0))
 	cfg.HandshakeTimeout = orDefault(cfg.HandshakeTimeout, defaultHandshakeTimeout)
 	cfg.Streams = orDefault(cfg.Streams, defaultStreams)

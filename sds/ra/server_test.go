@@ -259,6 +259,45 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
+// Twenty thousand connections that had shaken hands and never asked for anything
+// took a gigabyte, from anybody who reached the port.
+func TestStrangersMakeRoom(t *testing.T) {
+	t.Parallel()
+	var w *ratest.World
+	h := handlers{call: func(ctx context.Context, in *wrapperspb.StringValue) (any, error) {
+		_, err := w.RA.Attest(ctx, ra.DoorMesh, ra.CredentialFrom(ctx))
+		return in, err
+	}}
+	w, _, running := serve(t, h, func(c *ra.ServerConfig) { c.Strangers = 3 })
+	_, token := w.Pod("shop", "web-0", "web", "registry.example/web@sha256:aa")
+	known := w.Dial(t, running.Addr)
+	if _, err := call(ratest.With(t.Context(), token), known, "x"); err != nil {
+		t.Fatal(err)
+	}
+	var strangers []*tls.Conn
+	for n := range 8 {
+		client := tls.Client(dialTCP(t, running.Addr), w.TLS())
+		if err := client.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		strangers = append(strangers, client)
+		eventually(t, func() bool { return w.Count(t, "hallmark_connections") == float64(1+min(n+1, 3)) })
+	}
+	if n := w.Refused(t, attest.Overloaded, ra.DoorMesh); n != 5 {
+		t.Errorf("%v were told off, want 5", n)
+	}
+	if _, err := io.ReadAll(strangers[4]); err != nil && !strings.Contains(err.Error(), "reset") && !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("an old stranger: %v", err)
+	}
+	// Who proved something stays, whoever comes.
+	if _, err := call(ratest.With(t.Context(), token), known, "x"); err != nil {
+		t.Error(err)
+	}
+	if n := w.Count(t, "hallmark_connections"); n != 4 {
+		t.Errorf("%v connections, want 4: the known one was made anew", n)
+	}
+}
+
 // TestConnectionsAreEndedOnce: those from before a moment go, their clients come
 // back, and a handler can tell.
 func TestConnectionsAreEndedOnce(t *testing.T) {
