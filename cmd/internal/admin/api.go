@@ -78,7 +78,7 @@ type Facts struct {
 
 // Line is one more fact.
 type Line struct {
-	Name string `json:"name"` // at most 18 characters fit its column
+	Name string `json:"name"` // at most 13 characters fit its column
 	Text string `json:"text"`
 	Bad  bool   `json:"bad,omitempty"` // it wants a person
 }

@@ -151,6 +151,8 @@ func happened(b *journal.Body) string {
 		return fmt.Sprintf("issuing CA %s of replica %s under root %s, until %s%s", shortID(b.Issuing.ID), b.Issuing.Replica, shortID(b.Issuing.Root), at(b.Issuing.NotAfter), use)
 	case b.Taint != nil:
 		return fmt.Sprintf("issuing CA %s must not be used any more: %s", shortID(b.Taint.Issuing), b.Taint.Reason)
+	case b.Course != nil && *b.Course == journal.Paused:
+		return "the rotation is paused"
 	case b.Course != nil:
 		return "the rotation goes on " + cmp.Or(courses[*b.Course], string(*b.Course))
 	case b.Destroyed != nil:

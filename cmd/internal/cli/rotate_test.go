@@ -90,10 +90,10 @@ func idle() rotate.Status {
 func gateA() rotate.Status {
 	s := base(rotate.Published, root(oldRoot, journal.Active, 2000*time.Hour, 0.52), root(newRoot, journal.Published, 10*time.Minute, 0), root(another, journal.Trusted, 99*time.Hour, 0.3))
 	s.Roots[0].Leaves, s.Roots[0].LeavesUntil, s.Roots[0].Alert = 4210, now.Add(6*time.Hour), 50
-	list := append(consumers(12), rotate.Consumer{Door: "ConfigMap istio-ca-root-cert", Why: "namespace shop refuses our write"})
+	list := append(consumers(10)[:8], rotate.Consumer{Door: "file /run/bundle.pem", Until: now.Add(time.Minute)}, rotate.Consumer{Door: "ConfigMap istio-ca-root-cert", Why: "namespace shop refuses our write"})
 	s.Gates = []rotate.Gate{
 		{
-			Name: "A", Root: newRoot, Consumers: 4210, Confirmed: 4197, BehindCount: 13, Behind: list, Earliest: now.Add(5 * time.Minute), Latest: now.Add(12 * time.Hour),
+			Name: "A", Root: newRoot, Consumers: 4210, Confirmed: 4197, BehindCount: 13, Behind: append(list, consumers(11)[8:]...), Earliest: now.Add(5 * time.Minute), Latest: now.Add(12 * time.Hour),
 			Why: "gate A is shut: 13 of 4210 consumers have not confirmed root ab12cd34", Mend: "wait, or --force --reason",
 			AsideCount: 1, Aside: []rotate.Consumer{{Door: "istio-ca", Namespace: "shop", Pod: "stuck"}},
 		},

@@ -42,7 +42,7 @@ type view struct {
 }
 
 func (v view) line(label, format string, args ...any) {
-	fmt.Fprintf(v.w, "%-14s%s\n", printable(label), printable(fmt.Sprintf(format, args...)))
+	fmt.Fprintf(v.w, "%-13s %s\n", printable(label), printable(fmt.Sprintf(format, args...)))
 }
 
 // since and until say a moment, and how far it is.
@@ -223,9 +223,9 @@ func (v view) gate(g *rotate.Gate, names int) error {
 	case g.Name == "B" && g.Leaves > 0:
 		v.line(label, "%s: %d leaves under root %s are left", state, g.Leaves, root)
 	case g.Name == "B":
-		v.line(label, "%s %s: %d of %d came back in the rehearsal for root %s", bar(g.Confirmed, g.Consumers), state, g.Confirmed, g.Consumers, root)
+		v.line(label, "%s %s: %d of %d came back in the rehearsal for root %s", bar(g.Confirmed, g.Consumers, g.Open), state, g.Confirmed, g.Consumers, root)
 	default:
-		v.line(label, "%s %s: %d of %d hold root %s", bar(g.Confirmed, g.Consumers), state, g.Confirmed, g.Consumers, root)
+		v.line(label, "%s %s: %d of %d hold root %s", bar(g.Confirmed, g.Consumers, g.Open), state, g.Confirmed, g.Consumers, root)
 	}
 	if g.Why != "" {
 		v.line("  why", "%s", strings.TrimPrefix(g.Why, label+" is shut: "))
@@ -245,13 +245,14 @@ func (v view) gate(g *rotate.Gate, names int) error {
 	return v.behind("set aside", g.Aside, g.AsideCount, names)
 }
 
-// bar is never full before all are through, and never empty once one is.
-func bar(n, of int) string {
+// bar shows how many are through. It is full when the gate is open, and not
+// before; it is empty only while nobody is.
+func bar(n, of int, open bool) string {
 	full := 0
 	switch {
-	case of <= 0 || n >= of:
+	case open:
 		full = barWidth
-	case n > 0:
+	case n > 0 && of > 0:
 		full = min(max(barWidth*n/of, 1), barWidth-1)
 	}
 	return "[" + strings.Repeat("#", full) + strings.Repeat(".", barWidth-full) + "]"
@@ -268,11 +269,12 @@ func (v view) behind(what string, list []rotate.Consumer, count, names int) erro
 		return nil
 	}
 	table := tabwriter.NewWriter(v.w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "    CONSUMER\tNODE\tDOOR\tLAST SEEN\tHOLDS BUNDLE\tUNTIL")
+	fmt.Fprintln(table, "    CONSUMER\tNODE\tDOOR\tLAST SEEN\tHOLDS BUNDLE\tLAST CERTIFICATE ENDS")
 	for _, c := range list {
-		name, node, seen, holds, until := c.Door, cmp.Or(c.Node, "-"), "-", "-", "-"
+		// A place of the bundle has a name alone, and readers who do not tell us.
+		name, node, door, seen, holds, until := c.Door, cmp.Or(c.Node, "-"), "-", "-", "-", "-"
 		if c.Pod != "" {
-			name = c.Namespace + "/" + c.Pod
+			name, door = c.Namespace+"/"+c.Pod, c.Door
 			seen, holds = "not since the start", "not known"
 		}
 		if !c.Seen.IsZero() {
@@ -281,13 +283,15 @@ func (v view) behind(what string, list []rotate.Consumer, count, names int) erro
 		if c.Confirmed > 0 {
 			holds = fmt.Sprint(c.Confirmed)
 		}
-		if !c.Until.IsZero() {
+		switch {
+		case c.Pod != "" && !c.Until.IsZero():
 			until = v.until(c.Until)
+		case !c.Until.IsZero():
+			until = "held by all from " + v.until(c.Until)
+		case c.Why != "":
+			until = c.Why
 		}
-		if c.Why != "" {
-			until += "  " + c.Why
-		}
-		fmt.Fprintln(table, "    "+printable(name)+"\t"+printable(node)+"\t"+printable(c.Door)+"\t"+seen+"\t"+holds+"\t"+printable(until))
+		fmt.Fprintln(table, "    "+printable(name)+"\t"+printable(node)+"\t"+printable(door)+"\t"+seen+"\t"+holds+"\t"+printable(until))
 	}
 	if err := table.Flush(); err != nil {
 		return err
