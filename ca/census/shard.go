@@ -149,20 +149,16 @@ func (c *Census) room(s *shard, at instant) bool {
 	return false
 }
 
-// sweep forgets who has lapsed, and who is gone and has no stream. The lock of
-// s is held.
+// sweep forgets who is over. The lock of s is held.
 func (c *Census) sweep(s *shard, at instant) {
 	s.swept = at.steady
-	for instance, p := range s.pods {
-		before := len(p.consumers)
-		p.consumers = slices.DeleteFunc(p.consumers, func(m consumer) bool {
-			return m.lapsed(at) || p.gone && m.streams == 0
-		})
-		c.count.Add(int64(len(p.consumers) - before))
-		if len(p.consumers) == 0 {
-			delete(s.pods, instance)
-		}
+	for _, p := range s.pods {
+		c.prune(s, p, at)
 	}
+}
+
+// expire forgets the leaves that have ended. The lock is held.
+func (s *shard) expire(at instant) {
 	for root, t := range s.leaves {
 		if t.end.passed(at) {
 			delete(s.leaves, root)
@@ -170,5 +166,27 @@ func (c *Census) sweep(s *shard, at instant) {
 	}
 	if s.lost.end.passed(at) {
 		s.lost.leaves = 0
+	}
+}
+
+// prune forgets the consumers of p that have lapsed, and where it is gone, those
+// without a stream; p goes with the last. The lock of s is held.
+func (c *Census) prune(s *shard, p *pod, at instant) {
+	kept := p.consumers[:0]
+	for i := range p.consumers {
+		if m := &p.consumers[i]; !m.lapsed(at) && (!p.gone || m.streams > 0) {
+			if len(kept) != i {
+				p.consumers[len(kept)] = *m
+			}
+			kept = p.consumers[:len(kept)+1]
+		}
+	}
+	if len(kept) == len(p.consumers) {
+		return
+	}
+	c.count.Add(int64(len(kept) - len(p.consumers)))
+	clear(p.consumers[len(kept):])
+	if p.consumers = kept; len(kept) == 0 {
+		delete(s.pods, p.instance)
 	}
 }

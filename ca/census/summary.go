@@ -1,9 +1,8 @@
 package census
 
 import (
+	"slices"
 	"time"
-
-	"github.com/hallmark-ca/hallmark/attest"
 )
 
 // jump is how far the wall clock must be set to be noticed.
@@ -31,45 +30,42 @@ func (c *Census) survey(s *shard, v *survey, crowded bool) {
 	gone := c.gone(s, v, crowded)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range gone {
-		p.gone = true
+	for _, d := range gone {
+		d.pod.gone = true
 	}
-	c.sweep(s, v.at)
 	for _, p := range s.pods {
+		c.prune(s, p, v.at)
 		v.add(p)
 	}
+	s.expire(v.at)
 	for root, t := range s.leaves {
 		v.addLeaves(root, t)
 	}
 	v.addLost(s.lost)
 }
 
+// suspect is a pod that may be gone, and when it existed.
+type suspect struct {
+	pod   *pod
+	known time.Time
+}
+
 // gone returns the pods of s whose UID is gone, of those who matter. It asks
 // without the lock.
-func (c *Census) gone(s *shard, v *survey, crowded bool) []*pod {
+func (c *Census) gone(s *shard, v *survey, crowded bool) []suspect {
 	if c.cfg.Gone == nil {
 		return nil
 	}
-	type question struct {
-		pod   *pod
-		ref   attest.PodRef
-		known time.Time
-	}
-	var ask []question
+	ask := v.ask[:0]
 	s.mu.Lock()
 	for _, p := range s.pods {
 		if !p.gone && (crowded || v.holdsUp(p)) {
-			ask = append(ask, question{p, p.ref(), c.start.Add(time.Duration(p.heard()))})
+			ask = append(ask, suspect{p, c.start.Add(time.Duration(p.heard()))})
 		}
 	}
 	s.mu.Unlock()
-	var gone []*pod
-	for _, q := range ask {
-		if c.cfg.Gone(q.pod.instance.Cluster, q.ref, q.known) {
-			gone = append(gone, q.pod)
-		}
-	}
-	return gone
+	v.ask = ask
+	return slices.DeleteFunc(ask, func(d suspect) bool { return !c.cfg.Gone(d.pod.instance.Cluster, d.pod.ref(), d.known) })
 }
 
 // clockSet returns when the wall clock was last found to have been set.

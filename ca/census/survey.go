@@ -97,6 +97,7 @@ type survey struct {
 	unseen           names
 	earliest, latest int64 // how far away, of those behind
 	leaves           map[string]*remaining
+	ask              []suspect // room for those of one shard
 }
 
 // remaining is what remains under one root.
@@ -149,10 +150,13 @@ func (v *survey) isUnseen(c *consumer) bool {
 
 // holdsUp tells whether a consumer of p holds up a gate, or is set aside.
 func (v *survey) holdsUp(p *pod) bool {
-	return slices.ContainsFunc(p.consumers, func(c consumer) bool {
-		s, _ := v.standing(&c)
-		return s == behind || s == aside || v.isUnseen(&c)
-	})
+	for i := range p.consumers {
+		c := &p.consumers[i]
+		if s, _ := v.standing(c); s == behind || s == aside || v.isUnseen(c) {
+			return true
+		}
+	}
+	return false
 }
 
 // add shows the consumers of p.
