@@ -72,6 +72,7 @@ func (c *checker) check(f File) *Config {
 	cfg.Images = c.images(&f.Images, f.State)
 	cfg.Ledger = c.ledger(&f.Ledger, cfg.Authority.LeafMax)
 	cfg.Bundle = c.bundle(&f.Bundle, f.State)
+	c.bundleAlone(cfg)
 	cfg.LogLevel = choose(c, "log.level", f.Log.Level, []string{"debug", "info", "warn", "error"},
 		[]slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError})
 	return cfg

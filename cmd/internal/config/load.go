@@ -41,7 +41,11 @@ func Load(path string) (*Config, error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("reading configuration: %s is larger than 1 MiB", path)
 	}
-	return Parse(data)
+	cfg, err := Parse(data)
+	if err == nil && same(cfg.Bundle.File, path) {
+		return nil, Problems{{bundlePath, fmt.Sprintf("%s is this configuration, and would be overwritten", cfg.Bundle.File), bundleMend}}
+	}
+	return cfg, err
 }
 
 // Parse reads a configuration. What is wrong with it is returned as
