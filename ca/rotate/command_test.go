@@ -74,7 +74,7 @@ func inBubble(t *testing.T, f func(t *testing.T, w *world, r *rotate.Runner)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		f(t, w, w.start(t))
-		w.check(t)
+		w.prove(t)
 	})
 }
 

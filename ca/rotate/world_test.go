@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hallmark-ca/hallmark/attest"
@@ -403,14 +404,25 @@ func (w *world) start(tb testing.TB) *rotate.Runner {
 	return r
 }
 
-// check reports what was found wrong, and what the journal itself proves.
+// prove replays the whole journal, and checks the rest.
+func (w *world) prove(tb testing.TB) {
+	tb.Helper()
+	w.mu.Lock()
+	state, err := journal.Replay(w.records)
+	if err != nil {
+		w.wrong("invariant 5: %v", err)
+	} else if diff := cmp.Diff(w.state.Roots, state.Roots); diff != "" {
+		w.wrong("invariant 5: the records do not give the state:\n%s", diff)
+	}
+	w.mu.Unlock()
+	w.check(tb)
+}
+
+// check reports what was found wrong.
 func (w *world) check(tb testing.TB) {
 	tb.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, err := journal.Replay(w.records); err != nil {
-		w.wrong("invariant 5: %v", err)
-	}
 	if active := w.state.In(journal.Active); len(active) != 1 {
 		w.wrong("invariant 4: %d active roots", len(active))
 	}
@@ -426,6 +438,7 @@ func (w *world) check(tb testing.TB) {
 	for _, b := range w.broken {
 		tb.Error(b)
 	}
+	w.broken = nil
 }
 
 // phases returns the phases of all roots, the oldest first.
