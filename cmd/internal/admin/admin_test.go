@@ -254,7 +254,7 @@ func TestBounds(t *testing.T) {
 	r := &admintest.Rotation{Hold: hold}
 	s := admintest.Serve(t, t.TempDir(), r, admin.Facts{})
 
-	req, err := http.NewRequest("GET", "http://hallmark/v1/status", nil)
+	req, err := http.NewRequest(http.MethodGet, "http://hallmark/v1/status", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

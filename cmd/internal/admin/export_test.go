@@ -12,3 +12,6 @@ var Listen = listen
 
 // Remove takes it away as Run does.
 func (l *listener) Remove() { l.remove() }
+
+// Read reads the body of an order.
+var Read = read

@@ -81,8 +81,7 @@ func listen(ctx context.Context, path string) (*listener, error) {
 	}
 	if err != nil {
 		os.Remove(temp)
-		l.Close()
-		return nil, err
+		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
@@ -112,7 +111,7 @@ func vacant(ctx context.Context, path string) error {
 
 // remove takes the socket away, if it is still the one that was made.
 func (l *listener) remove() {
-	l.Close()
+	_ = l.Close() // it may be closed already
 	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.made) {
 		os.Remove(l.path)
 	}

@@ -186,7 +186,7 @@ func (s *Server) await(t testing.TB) {
 	again := time.NewTicker(2 * time.Millisecond)
 	defer again.Stop()
 	for {
-		if conn, err := net.Dial("unix", s.Socket); err == nil {
+		if conn, err := (&net.Dialer{}).DialContext(context.Background(), "unix", s.Socket); err == nil {
 			conn.Close()
 			return
 		}
