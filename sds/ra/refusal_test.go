@@ -135,9 +135,9 @@ func TestCredentialFrom(t *testing.T) {
 		{"cluster", []string{"authorization", "Bearer a", "clusterid", "east"}, attest.Credential{Token: "a", Cluster: "east"}},
 		{"two tokens are none", []string{"authorization", "Bearer a", "authorization", "Bearer b"}, attest.Credential{Token: "a,Bearer b"}},
 		{"two clusters are none", []string{"clusterid", "east", "clusterid", "west"}, attest.Credential{Cluster: "east,west"}},
-		{"other scheme", []string{"authorization", "Basic a"}, attest.Credential{}},
+		{"other scheme", []string{"authorization", "Basic YTpiOmM="}, attest.Credential{}},
 		{"scheme alone", []string{"authorization", "Bearer "}, attest.Credential{}},
-		{"no space", []string{"authorization", "Bearera"}, attest.Credential{}},
+		{"no space", []string{"authorization", "Bearera.b.c"}, attest.Credential{}},
 	} {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(c.headers...))
 		ctx = peer.NewContext(ctx, &peer.Peer{Addr: &net.TCPAddr{IP: net.ParseIP("::ffff:10.0.0.7"), Port: 4}})
