@@ -23,8 +23,10 @@ type LeafConfig struct {
 // loop, because half of it drowns in the back-date; above a day, withdrawal by
 // refusal would come too late.
 const (
-	leafFloor   = time.Minute
-	leafCeiling = 24 * time.Hour
+	leafFloor = time.Minute
+	// LeafCeiling bounds the life of every leaf, whatever is configured: one that
+	// was given out under another configuration, too.
+	LeafCeiling = 24 * time.Hour
 	backCeiling = 10 * time.Minute
 )
 
@@ -43,8 +45,8 @@ func NewLeaf(cfg LeafConfig) (*Leaf, error) {
 	if cfg.Min <= 0 || cfg.Min > cfg.Default || cfg.Default > cfg.Max {
 		errs = append(errs, fmt.Errorf("lifetimes must be ordered: 0 < minimum (%s) ≤ default (%s) ≤ maximum (%s)", cfg.Min, cfg.Default, cfg.Max))
 	}
-	if cfg.Max > leafCeiling {
-		errs = append(errs, fmt.Errorf("maximum %s is above %s", cfg.Max, leafCeiling))
+	if cfg.Max > LeafCeiling {
+		errs = append(errs, fmt.Errorf("maximum %s is above %s", cfg.Max, LeafCeiling))
 	}
 	if cfg.Min < leafFloor && !cfg.UnsafeShort {
 		errs = append(errs, fmt.Errorf("minimum %s is below %s", cfg.Min, leafFloor))

@@ -24,18 +24,13 @@ const floor = 10 * time.Minute
 
 // Config is what [New] needs.
 type Config struct {
-	RA *ra.RA
-	// Refused is told of each caller that asked for a certificate and got none:
-	// it may not have what it was given before. nil tells nobody. It must not
-	// block.
-	Refused    func(door string, caller attest.Caller, identity attest.Identity)
+	RA         *ra.RA
 	Registerer prometheus.Registerer
 }
 
 // Service answers CreateCertificate.
 type Service struct {
 	ra      *ra.RA
-	refused func(string, attest.Caller, attest.Identity)
 	metrics *metrics
 	tail    atomic.Pointer[tail]
 }
@@ -49,10 +44,7 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making Istio's door: %w", err)
 	}
-	if cfg.Refused == nil {
-		cfg.Refused = func(string, attest.Caller, attest.Identity) {}
-	}
-	return &Service{ra: cfg.RA, refused: cfg.Refused, metrics: m}, nil
+	return &Service{ra: cfg.RA, metrics: m}, nil
 }
 
 // Register puts the service on a server whose codec takes the messages of
@@ -92,7 +84,6 @@ func (s *Service) createCertificate(stream grpc.ServerStream) error {
 	}
 	issued, err := s.ra.Issue(ctx, Door, caller, identity, ca.Request{CSR: req.csr, Floor: floor, Lifetime: req.lifetime})
 	if err != nil {
-		s.refused(Door, caller, identity)
 		s.metrics.failed(err)
 		return err
 	}

@@ -29,6 +29,9 @@ type Config struct {
 	Registrar *attest.Registrar
 	Authority *ca.Authority
 	Refusals  interface{ Refuse(ledger.Refusal) } // the ledger
+	// Refused is told of each refusal of an authenticated caller, who may not have
+	// what it was given just before; nil tells nobody. It must not block.
+	Refused func(door string, caller attest.Caller, identity attest.Identity)
 	// Timeout bounds every answer: ztunnel waits for ever, one identity after
 	// the other. 5 s; at most as long as a grant lasts.
 	Timeout time.Duration

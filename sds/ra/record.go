@@ -19,6 +19,9 @@ func (r *RA) refuse(ctx context.Context, f refusalOf) *Refusal {
 	known := !f.caller.Identity.IsZero()
 	if known {
 		r.record(f)
+		if r.cfg.Refused != nil {
+			r.cfg.Refused(f.door, f.caller, f.caller.Identity)
+		}
 	}
 	r.log(ctx, f, known)
 	return &Refusal{ID: f.id, Deny: f.deny, proven: f.proven, pod: f.caller.Pod}

@@ -47,7 +47,14 @@ var ids = regexp.MustCompile(`id [A-Z2-7]{16}\)$`)
 // each, for a caller with proof and for one without.
 func TestEveryReasonHasItsAnswer(t *testing.T) {
 	t.Parallel()
-	w := ratest.New(t, ratest.Config{})
+	told := 0
+	w := ratest.New(t, ratest.Config{RA: func(c *ra.Config) {
+		c.Refused = func(_ string, c attest.Caller, identity attest.Identity) {
+			if told++; c.Pod.Name != "web-1" || identity != c.Identity {
+				t.Errorf("told that %v was refused %s", c, identity)
+			}
+		}
+	}})
 	proven := caller(t, w)
 	want := map[attest.Kind]codes.Code{
 		attest.KindUnauthenticated: codes.Unauthenticated, attest.KindForbidden: codes.PermissionDenied,
@@ -75,8 +82,8 @@ func TestEveryReasonHasItsAnswer(t *testing.T) {
 			t.Errorf("%s is counted %v times", info.Name, got)
 		}
 	}
-	if got, want := len(w.Authority.Ledger.Refusals()), len(attest.Reasons()); got != want {
-		t.Errorf("the ledger has %d refusals, want those of the proven caller, %d", got, want)
+	if got, want := len(w.Authority.Ledger.Refusals()), len(attest.Reasons()); got != want || told != want {
+		t.Errorf("the ledger has %d refusals, and %d were told; want those of the proven caller, %d", got, told, want)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/hallmark-ca/hallmark/ca/keys"
 	"github.com/hallmark-ca/hallmark/ca/ledger"
 	"github.com/hallmark-ca/hallmark/ca/lint/zlint"
+	"github.com/hallmark-ca/hallmark/ca/profile"
 	"github.com/hallmark-ca/hallmark/ca/replica"
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
 	"github.com/hallmark-ca/hallmark/cmd/internal/state"
@@ -75,7 +76,7 @@ func openLedger(ctx context.Context, b *base, cfg *config.Config) (*ledger.Ledge
 	}
 	return ledger.Open(ctx, ledger.Config{
 		FS: b.dir.FS(), Dir: state.Ledger, MaxBytes: cfg.Ledger.MaxBytes, Retention: cfg.Ledger.Retention,
-		MaxLeaf: cfg.Authority.LeafMax, Signer: signer, Verifier: verifier,
+		MaxLeaf: profile.LeafCeiling, Signer: signer, Verifier: verifier,
 		Registerer: b.metrics, Log: b.log.With("part", "ledger"), Now: b.now,
 	})
 }

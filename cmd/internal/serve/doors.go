@@ -36,7 +36,7 @@ func buildDoors(b *base, cfg *config.Config, authority *authorityParts, registra
 		refusals = authority.ledger
 	}
 	desk, err := ra.New(ra.Config{
-		Registrar: registrar, Authority: authority.authority, Refusals: refusals,
+		Registrar: registrar, Authority: authority.authority, Refusals: refusals, Refused: authority.census.Refused,
 		Registerer: b.metrics, Log: log, Now: b.now,
 	})
 	if err != nil {
@@ -55,7 +55,7 @@ func buildDoors(b *base, cfg *config.Config, authority *authorityParts, registra
 	if d.streams, err = sds.New(sds.Config{Source: d.proxies, Registerer: b.metrics, Log: log, Now: b.now}); err != nil {
 		return nil, err
 	}
-	istio, err := istioca.New(istioca.Config{RA: desk, Refused: authority.census.Refused, Registerer: b.metrics})
+	istio, err := istioca.New(istioca.Config{RA: desk, Registerer: b.metrics})
 	if err != nil {
 		return nil, err
 	}

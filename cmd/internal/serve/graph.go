@@ -67,7 +67,7 @@ func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
 	if !b.checking {
 		g.ledger = []unit{{"ledger", g.authority.ledger.Run}}
 		g.conditions = append(g.conditions, condition{"ledger", g.authority.ledger.Ready})
-		g.workers = append(g.workers, unit{"census", restoreCensus(b, cfg, consumers, g.authority.ledger)})
+		g.workers = append(g.workers, unit{"census", restoreCensus(b, consumers, g.authority.ledger)})
 	}
 	g.workers = append(g.workers, g.images.units()...)
 	g.workers = append(g.workers, publish.units()...)

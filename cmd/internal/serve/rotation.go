@@ -10,6 +10,7 @@ import (
 	"github.com/hallmark-ca/hallmark/ca/census"
 	"github.com/hallmark-ca/hallmark/ca/ceremony"
 	"github.com/hallmark-ca/hallmark/ca/ledger"
+	"github.com/hallmark-ca/hallmark/ca/profile"
 	"github.com/hallmark-ca/hallmark/ca/replica"
 	"github.com/hallmark-ca/hallmark/ca/rotate"
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
@@ -38,9 +39,10 @@ func buildCensus(b *base, gone func(string, attest.PodRef, time.Time) bool) (*ce
 
 // restoreCensus tells the census who holds leaves that earlier processes have
 // given out. Until then no gate opens.
-func restoreCensus(b *base, cfg *config.Config, c *census.Census, l *ledger.Ledger) func(context.Context) error {
+func restoreCensus(b *base, c *census.Census, l *ledger.Ledger) func(context.Context) error {
 	return func(ctx context.Context) error {
-		filter := ledger.Filter{Since: b.now().Add(-cfg.Authority.LeafMax - time.Minute)}
+		// Not by the configured maximum: it may have been longer before.
+		filter := ledger.Filter{Since: b.now().Add(-profile.LeafCeiling - time.Minute)}
 		restored, start := 0, b.now()
 		for entry, err := range ledger.Query(ctx, b.dir.FS(), state.Ledger, filter) {
 			if err != nil {
