@@ -42,6 +42,9 @@ type FS interface {
 	MkdirAll(dir string) error
 	// List returns the names of the files in dir, sorted. A missing dir has none.
 	List(dir string) ([]string, error)
+	// Same tells whether name still is the file f, which this FS has opened: it
+	// is not once that was removed, moved, or another put in its place.
+	Same(name string, f File) (bool, error)
 	// Lock takes the lock file name for this process alone, without waiting;
 	// [ErrLocked] if another has it. It ends with the process or with Close.
 	Lock(name string) (io.Closer, error)

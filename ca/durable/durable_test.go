@@ -80,6 +80,30 @@ func TestFilesOfEveryFS(t *testing.T) {
 	})
 }
 
+func TestSameFollowsTheName(t *testing.T) {
+	each(t, func(t *testing.T, fsys durable.FS) {
+		must(t, fsys.MkdirAll("d"))
+		f, err := fsys.Create("d/f")
+		must(t, err)
+		same := func(want bool) {
+			t.Helper()
+			if got, err := fsys.Same("d/f", f); got != want || err != nil {
+				t.Errorf("same = %v, %v, want %v", got, err, want)
+			}
+		}
+		same(true)
+		must(t, fsys.Rename("d/f", "d/away"))
+		same(false)
+		must(t, fsys.Rename("d/away", "d/f"))
+		same(true)
+		must(t, durable.Replace(fsys, "d/f", nil))
+		same(false)
+		must(t, fsys.Remove("d/f"))
+		same(false)
+		must(t, f.Close())
+	})
+}
+
 func TestLockIsForOne(t *testing.T) {
 	each(t, func(t *testing.T, fsys durable.FS) {
 		must(t, fsys.MkdirAll("."))

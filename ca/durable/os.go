@@ -100,6 +100,22 @@ func (o osFS) List(dir string) ([]string, error) {
 	return names, nil
 }
 
+func (o osFS) Same(name string, f File) (bool, error) {
+	there, err := os.Stat(o.at(name))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	open, ok := f.(osFile)
+	if !ok {
+		return false, fmt.Errorf("comparing %s: the file was opened elsewhere", name)
+	}
+	have, err := open.Stat()
+	return err == nil && os.SameFile(there, have), err
+}
+
 func (o osFS) Lock(name string) (io.Closer, error) {
 	f, err := os.OpenFile(o.at(name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -18,6 +18,9 @@ const (
 
 // keepHouse does what the writer does beside writing.
 func (l *Ledger) keepHouse() {
+	if l.look() != nil {
+		return // what is written now is written beside the ledger
+	}
 	l.refusals.flush(l, false)
 	l.evict()
 	if l.w.broken != nil && l.w.full == nil {
@@ -25,6 +28,33 @@ func (l *Ledger) keepHouse() {
 	}
 	l.prepareNext()
 	l.stamp(false)
+}
+
+// look tells whether the file that is written is still the one that readers, and
+// the next start, find under its name. One that was removed takes every write,
+// and none of them is ever read. Where it is put back, the ledger goes on.
+func (l *Ledger) look() error {
+	w := &l.w
+	name := path.Join(l.cfg.Dir, segmentName(w.number))
+	same, err := l.cfg.FS.Same(name, w.file)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("looking at %s: %w", name, err)
+	case !same:
+		err = fmt.Errorf("%s was removed or replaced while it was written", name)
+	}
+	if (err == nil) == (w.gone == nil) {
+		return err
+	}
+	w.gone = err
+	l.judge()
+	if err == nil {
+		l.cfg.Log.Info("the ledger is where it was again", "segment", w.number)
+		return nil
+	}
+	l.cfg.Log.Error("the ledger was taken away under the running server; nothing is issued until it is back", "error", err,
+		"mend", "move the very files back, and it goes on by itself; if they are gone: stop the server, put back the newest copy of the state directory, start it, and find out who had access to the volume")
+	return err
 }
 
 // mend goes on in a new segment, from the last commit that was reported

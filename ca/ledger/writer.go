@@ -31,6 +31,7 @@ type writer struct {
 	last    commit    // durable
 	rows    []row     // of the current segment
 	broken  error     // why the current segment takes no more
+	gone    error     // the current segment is not where it was
 	full    error     // the budget is used up
 	warned  bool      // that it soon will be
 	next    bool      // a zeroed segment lies ready
@@ -178,8 +179,8 @@ func (l *Ledger) keepOutcomes(b *batch) {
 // commit writes b and a commit frame behind it, and syncs.
 func (l *Ledger) commit(b *batch) error {
 	w := &l.w
-	if w.broken != nil {
-		return w.broken
+	if err := errors.Join(w.gone, w.broken); err != nil {
+		return err
 	}
 	w.began = time.Now()
 	need := int64(len(b.frames)) + frameHeader + commitSize
@@ -196,6 +197,9 @@ func (l *Ledger) commit(b *batch) error {
 		err = w.file.Sync()
 	}
 	l.m.sync.Observe(time.Since(w.began).Seconds())
+	if err == nil { // a file without a name keeps nothing
+		err = l.look()
+	}
 	if err != nil {
 		// What is on the disk is not known, and the same file is not asked
 		// again: see mend.
@@ -222,7 +226,7 @@ func (l *Ledger) fail(err error) error {
 
 // judge tells callers whether anything may be issued.
 func (l *Ledger) judge() {
-	why := errors.Join(l.w.broken, l.w.full)
+	why := errors.Join(l.w.gone, l.w.broken, l.w.full)
 	if why == nil {
 		l.state.Store(nil)
 		l.m.unwritable.Set(0)

@@ -260,6 +260,18 @@ func (d *Disk) List(dir string) ([]string, error) {
 	return out, nil
 }
 
+// Same implements [durable.FS].
+func (d *Disk) Same(name string, f durable.File) (bool, error) {
+	open, ok := f.(*file)
+	if !ok || open.d != d {
+		return false, fmt.Errorf("comparing %s: the file was opened elsewhere", name)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	inode, there := d.now.names[name]
+	return there && inode == open.inode, open.usable(false)
+}
+
 // Lock implements [durable.FS].
 func (d *Disk) Lock(name string) (io.Closer, error) {
 	d.mu.Lock()
