@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/hallmark-ca/hallmark/attest"
@@ -221,14 +222,48 @@ func fillFacts(i *ledger.Intent, facts *attest.Facts) {
 	c := facts.Caller
 	i.Cluster, i.Namespace, i.Pod, i.PodUID, i.Node = c.Cluster, c.Pod.Namespace, c.Pod.Name, c.Pod.UID, c.Node
 	i.Method, i.Provisional = c.Method.String(), facts.Provisional
-	i.Images = make([]ledger.Image, len(facts.Images))
-	for n, e := range facts.Images {
-		i.Images[n] = ledger.Image{
-			Container: e.Container, Image: e.Image, Digest: e.Digest, Verdict: e.Verdict.String(),
-			Policies: e.Policies, Authority: e.Authority, Signer: e.Signer,
-		}
-		if e.Reason != 0 {
-			i.Images[n].Reason = e.Reason.String()
+	fillImages(i, facts.Images)
+}
+
+// fillImages notes each decision once, however many containers it is about.
+func fillImages(i *ledger.Intent, decided []attest.ImageEvidence) {
+	i.Images = make([]ledger.Image, 0, min(len(decided), ledger.MaxImages))
+	var more []ledger.Image
+	for n := range decided {
+		image := imageOf(&decided[n])
+		switch alike := findAlike(i.Images, &image); {
+		case alike != nil:
+			alike.Alike++
+		case len(i.Images) < ledger.MaxImages:
+			i.Images = append(i.Images, image)
+		default:
+			more = append(more, image)
 		}
 	}
+	if len(more) > 0 {
+		i.MoreImages = len(more)
+		i.ImagesSHA256 = ledger.HashImages(append(slices.Clone(i.Images), more...))
+	}
+}
+
+func findAlike(images []ledger.Image, like *ledger.Image) *ledger.Image {
+	for n := range images {
+		m := &images[n]
+		if m.Image == like.Image && m.Digest == like.Digest && m.Verdict == like.Verdict && m.Reason == like.Reason &&
+			m.Authority == like.Authority && m.Signer == like.Signer && slices.Equal(m.Policies, like.Policies) {
+			return m
+		}
+	}
+	return nil
+}
+
+func imageOf(e *attest.ImageEvidence) ledger.Image {
+	image := ledger.Image{
+		Container: e.Container, Image: e.Image, Digest: e.Digest, Verdict: e.Verdict.String(),
+		Policies: e.Policies, Authority: e.Authority, Signer: e.Signer,
+	}
+	if e.Reason != 0 {
+		image.Reason = e.Reason.String()
+	}
+	return image
 }

@@ -3,6 +3,7 @@ package ledger
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -58,6 +59,8 @@ func (i *Intent) append(b []byte) ([]byte, error) {
 		}
 		b = append(b, ']')
 	}
+	b = appendCount(b, "moreImages", i.MoreImages)
+	b = appendText(b, "imagesSHA256", i.ImagesSHA256, true)
 	if i.Provisional {
 		b = append(appendName(b, "provisional"), "true"...)
 	}
@@ -66,6 +69,7 @@ func (i *Intent) append(b []byte) ([]byte, error) {
 
 func (m *Image) append(b []byte) []byte {
 	b = appendText(append(b, '{'), "container", m.Container, false)
+	b = appendCount(b, "alike", m.Alike)
 	b = appendText(b, "image", m.Image, false)
 	b = appendText(b, "digest", m.Digest, true)
 	b = appendText(b, "verdict", m.Verdict, false)
@@ -114,6 +118,13 @@ func appendText(b []byte, name, value string, omitEmpty bool) []byte {
 		return b
 	}
 	return appendString(appendName(b, name), value)
+}
+
+func appendCount(b []byte, name string, n int) []byte {
+	if n == 0 {
+		return b
+	}
+	return strconv.AppendInt(appendName(b, name), int64(n), 10)
 }
 
 func appendTime(b []byte, name string, t time.Time) []byte {

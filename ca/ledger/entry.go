@@ -1,6 +1,10 @@
 package ledger
 
-import "time"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"time"
+)
 
 // Intent is written, and durable, before the key is used: from then on the
 // certificate may exist.
@@ -9,27 +13,39 @@ type Intent struct {
 	Time   time.Time `json:"time"`
 	Serial string    `json:"serial"` // lower-case hex
 	// Identity is the SPIFFE ID, or the names of a certificate of our own.
-	Identity    string    `json:"identity"`
-	Cluster     string    `json:"cluster,omitempty"`
-	Namespace   string    `json:"namespace,omitempty"`
-	Pod         string    `json:"pod,omitempty"`
-	PodUID      string    `json:"podUID,omitempty"`
-	Node        string    `json:"node,omitempty"`
-	Door        string    `json:"door"`
-	Method      string    `json:"method,omitempty"`
-	Authority   string    `json:"authority"` // issuing CA, subject key id in hex
-	Root        string    `json:"root"`
-	NotBefore   time.Time `json:"notBefore"`
-	NotAfter    time.Time `json:"notAfter"`
-	KeySHA256   string    `json:"keySHA256"` // of the SubjectPublicKeyInfo
-	TBSSHA256   string    `json:"tbsSHA256"` // of the to-be-signed certificate
-	Images      []Image   `json:"images,omitempty"`
-	Provisional bool      `json:"provisional,omitempty"`
+	Identity  string    `json:"identity"`
+	Cluster   string    `json:"cluster,omitempty"`
+	Namespace string    `json:"namespace,omitempty"`
+	Pod       string    `json:"pod,omitempty"`
+	PodUID    string    `json:"podUID,omitempty"`
+	Node      string    `json:"node,omitempty"`
+	Door      string    `json:"door"`
+	Method    string    `json:"method,omitempty"`
+	Authority string    `json:"authority"` // issuing CA, subject key id in hex
+	Root      string    `json:"root"`
+	NotBefore time.Time `json:"notBefore"`
+	NotAfter  time.Time `json:"notAfter"`
+	KeySHA256 string    `json:"keySHA256"` // of the SubjectPublicKeyInfo
+	TBSSHA256 string    `json:"tbsSHA256"` // of the to-be-signed certificate
+	// Images are the decisions, each that is another one once, at most [MaxImages].
+	Images []Image `json:"images,omitempty"`
+	// MoreImages is how many decisions there were beyond, and ImagesSHA256 the
+	// hash of all of them (JSON, one a line), so that what was decided can be
+	// shown all the same.
+	MoreImages   int    `json:"moreImages,omitempty"`
+	ImagesSHA256 string `json:"imagesSHA256,omitempty"`
+	Provisional  bool   `json:"provisional,omitempty"`
 }
 
-// Image is what was decided of one container's image.
+// MaxImages bounds the images in one [Intent]: who writes a pod chooses how many
+// it has, and must not choose how much disk a certificate takes.
+const MaxImages = 16
+
+// Image is what was decided of one container's image, and of Alike further
+// containers with the same one.
 type Image struct {
 	Container string   `json:"container"`
+	Alike     int      `json:"alike,omitempty"`
 	Image     string   `json:"image"`
 	Digest    string   `json:"digest,omitempty"`
 	Verdict   string   `json:"verdict"`
@@ -74,4 +90,15 @@ type Refusal struct {
 	Reason    string    `json:"reason"`
 	Object    string    `json:"object,omitempty"`
 	Detail    string    `json:"detail,omitempty"`
+}
+
+// HashImages is the hash of [Intent.ImagesSHA256], lower-case hex.
+func HashImages(images []Image) string {
+	h := sha256.New()
+	var line []byte
+	for n := range images {
+		line = append(images[n].append(line[:0]), '\n')
+		h.Write(line)
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }

@@ -20,7 +20,7 @@ const (
 	defaultTimeout     = 5 * time.Second
 	defaultInFlight    = 256
 	defaultQueue       = 4096
-	defaultCallerRate  = 10
+	defaultCallerRate  = 1
 	defaultCallerBurst = 300
 )
 
@@ -41,7 +41,7 @@ type Config struct {
 	// Queue bounds who waits to be among them, 4096.
 	Queue int
 	// CallerRate and CallerBurst bound the certificates of one proxy instance:
-	// 10 a second and 300 at once.
+	// 1 a second and 300 at once.
 	CallerRate  float64
 	CallerBurst int
 	Registerer  prometheus.Registerer
