@@ -51,6 +51,10 @@ var (
 	ErrUnwritable = errors.New("the ledger cannot be written")
 	// ErrClosed: the ledger is not running (any more).
 	ErrClosed = errors.New("the ledger is closed")
+	// ErrDamaged: bytes of the ledger were changed. It is not repaired.
+	ErrDamaged = errors.New("the ledger is damaged")
+	// ErrRefusals: records of refusals cannot be read. No issuance is touched.
+	ErrRefusals = errors.New("records of refusals are damaged")
 	// ErrCut: the ledger holds less than one of its own signed checkpoints
 	// says. It is not repaired: records are missing.
 	ErrCut = errors.New("the ledger was cut: records that a signed checkpoint covers are missing")
@@ -97,6 +101,7 @@ type Ledger struct {
 	made     chan error     // the zeroed next segment is there, or is not
 	indexing sync.WaitGroup // index files being written
 	opened   uint64         // records when it was opened
+	founded  bool           // there was none when it was opened
 	used     atomic.Uint64  // of the budget, from 0 to 1, as bits of a float64
 }
 
@@ -106,6 +111,9 @@ func (l *Ledger) Usage() float64 { return math.Float64frombits(l.used.Load()) }
 // Opened returns how many records there were when the ledger was opened: those
 // up to this number are of earlier processes.
 func (l *Ledger) Opened() uint64 { return l.opened }
+
+// Founded tells whether there was no ledger, and this process has begun one.
+func (l *Ledger) Founded() bool { return l.founded }
 
 // Append makes intent durable, and returns nil only then. If ctx ends first, it
 // leaves: the intent may stay, and then an outcome "abandoned" follows it.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -61,19 +60,29 @@ func Query(ctx context.Context, fsys durable.FS, dir string, filter Filter) iter
 }
 
 func queryIssuances(ctx context.Context, fsys durable.FS, dir string, filter Filter, yield func(Entry, error) bool) bool {
+	// Before the segments: a running writer adds to both.
+	promised, err := promisedRecords(fsys, dir)
+	if err != nil {
+		yield(Entry{}, err)
+		return false
+	}
 	numbers, err := segments(fsys, dir)
 	if err != nil {
 		yield(Entry{}, err)
 		return false
 	}
+	var reached uint64
 	var held []heldEntry
 	for i, n := range numbers {
-		if len(held) == 0 && i < len(numbers)-1 && canSkip(fsys, dir, n, filter) {
+		if len(held) == 0 && i < len(numbers)-1 && headOf(fsys, dir, n+1) != nil && canSkip(fsys, dir, n, filter) {
 			continue
 		}
 		s, err := querySegment(ctx, fsys, dir, numbers, i)
-		if err == nil && s != nil {
-			held, err = match(s, filter, held)
+		if s != nil {
+			reached = s.last.records
+			var bad error
+			held, bad = match(s, filter, held)
+			err = errors.Join(err, bad)
 		}
 		if err != nil {
 			if _, more := emit(held, nil, yield); more {
@@ -87,7 +96,27 @@ func queryIssuances(ctx context.Context, fsys durable.FS, dir string, filter Fil
 		}
 	}
 	_, more := emit(held, nil, yield)
+	if more && reached < promised {
+		yield(Entry{}, fmt.Errorf("%w: a checkpoint names %d records, the files hold %d: run hallmark ledger verify", ErrCut, promised, reached))
+		return false
+	}
 	return more
+}
+
+// promisedRecords returns how many records the newest checkpoint names. Its
+// signature is [Verify]'s to check: whoever can write here a higher number makes
+// a query complain, and hides nothing.
+func promisedRecords(fsys durable.FS, dir string) (uint64, error) {
+	all, err := loadCheckpoints(fsys, dir)
+	if err != nil || len(all) == 0 {
+		return 0, err
+	}
+	text, _, _ := strings.Cut(all[len(all)-1], "\n\n")
+	c, err := parseCheckpoint(text)
+	if err != nil {
+		return 0, fmt.Errorf("reading ledger checkpoints: %w", err)
+	}
+	return c.records, nil
 }
 
 // heldEntry is an issuance that may wait for its outcome.
@@ -118,8 +147,9 @@ func emit(held []heldEntry, s *scan, yield func(Entry, error) bool) ([]heldEntry
 	return nil, true
 }
 
-// querySegment reads segment numbers[i] as far as it was committed. nil: there
-// is none, because a running writer has removed or is just beginning it.
+// querySegment reads segment numbers[i] as far as it was committed; with an error,
+// as far as it can be trusted. nil: there is none, because a running writer has
+// removed or is just beginning it.
 func querySegment(ctx context.Context, fsys durable.FS, dir string, numbers []uint64, i int) (*scan, error) {
 	n := numbers[i]
 	if ctx.Err() != nil {
@@ -131,21 +161,18 @@ func querySegment(ctx context.Context, fsys durable.FS, dir string, numbers []ui
 	// Where it must end is read first: a running writer may add to it, and begin
 	// the next one, while it is read.
 	until := startOf(fsys, dir, n+1)
-	data, err := readSegment(fsys, dir, n)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	s, err := scanSegment(data, until)
+	data, s, err := readSteady(fsys, dir, n, until)
 	switch {
-	case err != nil && i == len(numbers)-1 && !errors.Is(err, ErrNewer):
+	case errors.Is(err, fs.ErrNotExist) && (i == 0 || i == len(numbers)-1):
+		return nil, nil
+	case errors.Is(err, errNoHeader) && i == len(numbers)-1 && (len(data) <= beginning || zero(data[beginning:])):
 		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("reading ledger segment %d: %w", n, err)
+		return nil, fmt.Errorf("reading ledger segment %d: %w: run hallmark ledger verify", n, err)
 	case until != nil && s.last != *until:
-		return nil, fmt.Errorf("ledger segment %d is damaged: its records end at %d, the next begins at %d", n, s.last.records, until.records)
+		return s, fmt.Errorf("ledger segment %d is damaged: its records end at %d, the next begins at %d: run hallmark ledger verify", n, s.last.records, until.records)
+	case until == nil && commitsBehind(data, s) > 1:
+		return s, fmt.Errorf("ledger segment %d is damaged at offset %d, and records stand behind that: run hallmark ledger verify", n, s.end)
 	}
 	return s, nil
 }
@@ -265,34 +292,20 @@ func (f Filter) matchCommon(identity, namespace, pod, uid, id string, at time.Ti
 }
 
 func queryRefusals(ctx context.Context, fsys durable.FS, dir string, filter Filter, yield func(Entry, error) bool) {
-	numbers, err := refusalFilesIn(fsys, dir)
-	if err != nil {
-		yield(Entry{}, err)
-		return
+	more, damaged := true, 0
+	for name, bad := range refusalsIn(ctx, fsys, dir, func(ref *Refusal) bool {
+		if filter.matchRefusal(ref) {
+			more = yield(Entry{Status: "refused", Refusal: ref}, nil)
+		}
+		return more
+	}) {
+		if name == "" {
+			yield(Entry{}, bad)
+			return
+		}
+		damaged++
 	}
-	for _, n := range numbers {
-		if ctx.Err() != nil {
-			yield(Entry{}, ctx.Err())
-			return
-		}
-		data, err := durable.Read(fsys, path.Join(dir, refusalName(n)), refusalFileSize)
-		if err != nil {
-			yield(Entry{}, err)
-			return
-		}
-		for {
-			f, err := readFrame(data)
-			if err != nil {
-				break // they are not synced: the end may be torn
-			}
-			data = data[len(f.raw):]
-			var ref Refusal
-			if f.typ != frameRefusal || json.Unmarshal(f.body, &ref) != nil || !filter.matchRefusal(&ref) {
-				continue
-			}
-			if !yield(Entry{Status: "refused", Refusal: &ref}, nil) {
-				return
-			}
-		}
+	if more && damaged > 0 {
+		yield(Entry{}, fmt.Errorf("%w in %d places: what can be read was shown: run hallmark ledger verify", ErrRefusals, damaged))
 	}
 }

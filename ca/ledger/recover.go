@@ -32,10 +32,15 @@ func (l *Ledger) recover(ctx context.Context) error {
 			return fmt.Errorf("%w: there is no segment, and a checkpoint of %d records", ErrCut, stamps[len(stamps)-1].records)
 		}
 		l.w.id, l.w.last = newID(), commit{}
+		l.founded = true
 		return l.begin(1)
 	}
 	if err := checkStamps(stamps, s); err != nil {
 		return err
+	}
+	if behind := commitsBehind(data, s); behind > 1 {
+		// No crash leaves that, and what stands there may have been given out.
+		return fmt.Errorf("%w: segment %d is damaged at offset %d, and %d commits stand behind it: run hallmark ledger verify", ErrDamaged, s.header.Segment, s.end, behind)
 	}
 	if s.stopped != errEnd {
 		l.cfg.Log.Warn("the ledger's last write did not complete; it was never acknowledged, and is dropped", "segment", s.header.Segment, "offset", s.end, "why", s.stopped)

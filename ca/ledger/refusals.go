@@ -1,8 +1,13 @@
 package ledger
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"iter"
 	"path"
 	"slices"
 	"strconv"
@@ -177,6 +182,88 @@ func (r *refusals) write(cfg Config, frames []byte) error {
 		return dropOldRefusals(cfg)
 	}
 	return nil
+}
+
+// refusalsIn gives every record of a refusal that can be read to take, until that
+// returns false, and returns what cannot: the file's name and why. The end of a
+// file may be torn, for they are not synced; what stands before others that can
+// be read is damaged. An error without a name ends it.
+func refusalsIn(ctx context.Context, fsys durable.FS, dir string, take func(*Refusal) bool) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		numbers, err := refusalFilesIn(fsys, dir)
+		if err != nil {
+			yield("", err)
+			return
+		}
+		for _, n := range numbers {
+			if ctx.Err() != nil {
+				yield("", ctx.Err())
+				return
+			}
+			data, err := durable.Read(fsys, path.Join(dir, refusalName(n)), 2*refusalFileSize)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // a running writer has removed it
+			}
+			if err != nil {
+				yield("", fmt.Errorf("reading %s: %w", refusalName(n), err))
+				return
+			}
+			if !readRefusals(data, take, func(bad error) bool { return yield(refusalName(n), bad) }) {
+				return
+			}
+		}
+	}
+}
+
+func readRefusals(data []byte, take func(*Refusal) bool, damaged func(error) bool) bool {
+	for at := 0; at < len(data); {
+		ref, size := refusalAt(data[at:])
+		if ref == nil {
+			next := nextRefusal(data, at+1)
+			if next < 0 {
+				return true // torn
+			}
+			if !damaged(fmt.Errorf("damaged at offset %d; it can be read again from %d on", at, next)) {
+				return false
+			}
+			at = next
+			continue
+		}
+		at += size
+		if !take(ref) {
+			return false
+		}
+	}
+	return true
+}
+
+// refusalAt reads the record at the start of data; nil if there is none.
+func refusalAt(data []byte) (*Refusal, int) {
+	f, err := readFrame(data)
+	if err != nil || f.typ != frameRefusal {
+		return nil, 0
+	}
+	var ref Refusal
+	if json.Unmarshal(f.body, &ref) != nil {
+		return nil, 0
+	}
+	return &ref, len(f.raw)
+}
+
+// nextRefusal looks for the next record that can be read, -1 if there is none.
+func nextRefusal(data []byte, from int) int {
+	for at := from; ; at++ {
+		found := bytes.Index(data[at:], []byte{byte(frameRefusal), frameVersion})
+		if found < 0 {
+			return -1
+		}
+		at += found
+		if len(data)-at > frameHeader && data[at+frameHeader] == '{' {
+			if ref, _ := refusalAt(data[at:]); ref != nil {
+				return at
+			}
+		}
+	}
 }
 
 func dropOldRefusals(cfg Config) error {

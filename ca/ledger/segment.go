@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -132,6 +133,54 @@ func (s *scan) read(data []byte, until *commit) error {
 		offset += len(f.raw)
 	}
 	return nil
+}
+
+// commitsBehind counts commits behind the last one that verifies. Two mean
+// damage: each was synced before the next was written.
+func commitsBehind(data []byte, s *scan) int {
+	count := 0
+	for rest := data[min(s.end, uint64(len(data))):]; ; rest = rest[1:] {
+		at := bytes.IndexByte(rest, byte(frameCommit))
+		if at < 0 {
+			return count
+		}
+		rest = rest[at:]
+		f, err := readFrame(rest[:min(len(rest), frameHeader+commitSize)])
+		if err != nil {
+			continue
+		}
+		if c, ok := readCommit(f.body); ok && c.records > s.last.records {
+			count++
+		}
+	}
+}
+
+// readSteady reads a segment, again while a running writer adds to it: a page
+// that was read before it was written, followed by pages that were read after,
+// looks like damage. Where it is written faster than it is read, what stands
+// behind the last commit is not looked at.
+func readSteady(fsys durable.FS, dir string, n uint64, until *commit) ([]byte, *scan, error) {
+	const tries = 8
+	end := uint64(0)
+	for range tries {
+		data, err := readSegment(fsys, dir, n)
+		if err != nil {
+			return nil, nil, err
+		}
+		s, err := scanSegment(data, until)
+		whole := err == nil && s.stopped == errEnd && commitsBehind(data, s) < 2
+		if err != nil || whole || s.end == end {
+			return data, s, err
+		}
+		end = s.end
+	}
+	data, err := readSegment(fsys, dir, n)
+	if err != nil {
+		return nil, nil, err
+	}
+	data = data[:min(end, uint64(len(data)))]
+	s, err := scanSegment(data, until)
+	return data, s, err
 }
 
 // chain hashes a batch onto what came before it.

@@ -23,6 +23,7 @@ type Report struct {
 	Issued      uint64   `json:"issued"`
 	Open        int      `json:"open"` // intents without an outcome: may have been issued
 	Checkpoints int      `json:"checkpoints"`
+	Refusals    uint64   `json:"refusals"`           // records of them, in the files
 	Head        string   `json:"head"`               // chain hash, hex
 	Notes       []string `json:"notes,omitempty"`    // worth knowing, and in order
 	Findings    []string `json:"findings,omitempty"` // the ledger is not what it should be
@@ -45,6 +46,9 @@ func Verify(ctx context.Context, fsys durable.FS, dir string, verifier note.Veri
 	if err != nil {
 		return v.Report, err
 	}
+	if len(numbers) == 0 && len(stamps) > 0 {
+		return v.Report, fmt.Errorf("verifying ledger: %w: there is no segment in %q, and a checkpoint of %d records", ErrCut, dir, stamps[len(stamps)-1].records)
+	}
 	if len(numbers) == 0 {
 		return v.Report, fmt.Errorf("verifying ledger: there is none in %q", dir)
 	}
@@ -60,6 +64,12 @@ func Verify(ctx context.Context, fsys durable.FS, dir string, verifier note.Veri
 		}
 	}
 	v.checkpoints(stamps)
+	if verifier != nil {
+		v.covered(stamps)
+	}
+	if err := v.refusals(ctx); err != nil {
+		return v.Report, err
+	}
 	v.Open = len(v.open)
 	v.Records, v.Head = v.last.records, hex.EncodeToString(v.last.chain[:])
 	return v.Report, nil
@@ -123,35 +133,7 @@ func (v *verification) segment(n uint64, last bool) error {
 	return nil
 }
 
-// readSteady reads a segment, again while a running writer adds to it: a page
-// that was read before it was written, followed by pages that were read after,
-// looks like damage. Where it is written faster than it is read, what stands
-// behind the last commit is not looked at.
-func readSteady(fsys durable.FS, dir string, n uint64, until *commit) ([]byte, *scan, error) {
-	const tries = 8
-	end := uint64(0)
-	for range tries {
-		data, err := readSegment(fsys, dir, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		s, err := scanSegment(data, until)
-		if err != nil || s.stopped == errEnd || s.end == end {
-			return data, s, err
-		}
-		end = s.end
-	}
-	data, err := readSegment(fsys, dir, n)
-	if err != nil {
-		return nil, nil, err
-	}
-	data = data[:min(end, uint64(len(data)))]
-	s, err := scanSegment(data, until)
-	return data, s, err
-}
-
-// end looks at how the segment ends. Two more commits behind the last one that
-// verifies mean damage: each was synced before the next was written.
+// end looks at how the segment ends.
 func (v *verification) end(n uint64, s *scan, data []byte, until *commit) {
 	if until != nil {
 		if s.last != *until {
@@ -159,18 +141,7 @@ func (v *verification) end(n uint64, s *scan, data []byte, until *commit) {
 		}
 		return
 	}
-	behind := 0
-	for at := int(s.end); at < len(data); at++ {
-		if data[at] != byte(frameCommit) {
-			continue
-		}
-		if f, err := readFrame(data[at:]); err == nil {
-			if c, ok := readCommit(f.body); ok && c.records > s.last.records {
-				behind++
-			}
-		}
-	}
-	switch {
+	switch behind := commitsBehind(data, s); {
 	case behind > 1:
 		v.find("segment %d is damaged at offset %d: %d commits stand behind it", n, s.end, behind)
 	case s.stopped != errEnd:
@@ -236,4 +207,30 @@ func (v *verification) checkpoints(stamps []checkpoint) {
 			v.find("the ledger was cut or changed: the checkpoint of %s covers %d records with a hash that the files do not have", c.time, c.records)
 		}
 	}
+}
+
+// covered says how much no checkpoint speaks for: there, an end that was cut off
+// looks like one that was never written.
+func (v *verification) covered(stamps []checkpoint) {
+	var upTo uint64
+	for _, c := range stamps {
+		upTo = max(upTo, c.records)
+	}
+	switch {
+	case v.last.records == 0 || upTo >= v.last.records:
+	case len(stamps) == 0:
+		v.Notes = append(v.Notes, fmt.Sprintf("no checkpoint covers the %d records: one is written every %s, so %s was removed, or the ledger is new; whether the end was cut off cannot be told", v.last.records, checkpointEvery, checkpointFile))
+	default:
+		v.Notes = append(v.Notes, fmt.Sprintf("no checkpoint covers the last %d records: one is written every %s", v.last.records-upTo, checkpointEvery))
+	}
+}
+
+func (v *verification) refusals(ctx context.Context) error {
+	for name, bad := range refusalsIn(ctx, v.fsys, v.dir, func(*Refusal) bool { v.Refusals++; return true }) {
+		if name == "" {
+			return bad
+		}
+		v.find("%s: %v", name, bad)
+	}
+	return nil
 }
