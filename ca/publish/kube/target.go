@@ -33,6 +33,12 @@ type TrustBundle struct {
 	Signer string // "": none; else the name begins with it, a colon for each slash
 }
 
+// Check returns what is wrong with the names, by the API server's own rules.
+func (b TrustBundle) Check() error {
+	_, err := trustBundleTarget(&b)
+	return err
+}
+
 // kind is what is watched.
 type kind uint8
 

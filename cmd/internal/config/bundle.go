@@ -20,12 +20,18 @@ type bundleFile struct {
 	// How long a client of that file may take to read it again. Before a new root
 	// signs, this time must have passed.
 	ReadWithin string `json:"readWithin"`
+	// The SPIFFE bundle endpoint, by which other trust domains read the roots.
+	Endpoint endpointFile `json:"endpoint"`
+	// Objects of the cluster that hold the roots for clients that do not ask.
+	Objects objectsFile `json:"objects"`
 }
 
 // Bundle is where the bundle is published.
 type Bundle struct {
 	File       string // absolute
 	ReadWithin time.Duration
+	Endpoint   *Endpoint // nil: off
+	Objects    *Objects  // nil: off
 }
 
 const maxReadWithin = 7 * 24 * time.Hour

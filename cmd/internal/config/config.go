@@ -72,7 +72,10 @@ func (c *checker) check(f File) *Config {
 	cfg.Images = c.images(&f.Images, f.State)
 	cfg.Ledger = c.ledger(&f.Ledger, cfg.Authority.LeafMax)
 	cfg.Bundle = c.bundle(&f.Bundle, f.State)
+	cfg.Bundle.Endpoint = c.endpoint(&f.Bundle.Endpoint, f.State)
+	cfg.Bundle.Objects = c.objects(&f.Bundle.Objects, f.Authority.UnsafeShortLifetimes)
 	c.bundleAlone(cfg)
+	c.endpointAlone(cfg)
 	cfg.LogLevel = choose(c, "log.level", f.Log.Level, []string{"debug", "info", "warn", "error"},
 		[]slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError})
 	return cfg

@@ -47,7 +47,11 @@ func Defaults() File {
 			Registries:     registriesFile{Insecure: []string{}, AllowPrivate: []string{}, CAFiles: []string{}},
 		},
 		Ledger: ledgerFile{MaxBytes: "8GiB", Retention: "336h"}, // 14 days
-		Bundle: bundleFile{File: "bundle.pem", ReadWithin: "5m"},
-		Log:    logFile{Level: "info"},
+		Bundle: bundleFile{
+			File: "bundle.pem", ReadWithin: "5m",
+			Endpoint: endpointFile{RefreshHint: "5m"},
+			Objects:  objectsFile{Key: "root-cert.pem", TakeOver: []string{}, KubeletDelay: "2m", LeaseNamespace: "hallmark-system"},
+		},
+		Log: logFile{Level: "info"},
 	}
 }
