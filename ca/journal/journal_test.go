@@ -327,7 +327,7 @@ func TestMemo(t *testing.T) {
 	a := history(t)
 	state := func(n int) journal.State { return replay(t, a.records[:n]) }
 	disk := faultfs.New()
-	check := func(s journal.State) error { return journal.CheckMemo(disk, file, s) }
+	check := func(s journal.State) error { return journal.KeepMemo(disk, file, s) }
 	for _, n := range []int{2, 3, 3, 5} {
 		if err := check(state(n)); err != nil {
 			t.Fatalf("record %d: %v", n, err)
@@ -360,10 +360,10 @@ func TestMemo(t *testing.T) {
 	if err := check(replay(t, []journal.Record{rec})); !errors.Is(err, journal.ErrRolledBack) {
 		t.Errorf("another journal, folded: %v", err)
 	}
-	if err := journal.CheckMemo(disk, "other.json", s); err != nil {
+	if err := journal.KeepMemo(disk, "other.json", s); err != nil {
 		t.Fatal(err)
 	}
-	if err := journal.CheckMemo(disk, "other.json", replay(t, []journal.Record{rec})); err != nil {
+	if err := journal.KeepMemo(disk, "other.json", replay(t, []journal.Record{rec})); err != nil {
 		t.Errorf("the same journal, folded: %v", err)
 	}
 	if err := durable.Replace(disk, file, []byte("{")); err != nil {

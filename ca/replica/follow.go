@@ -100,7 +100,7 @@ func (r *Replica) load(ctx context.Context) (journal.State, error) {
 	if state.TrustDomain != r.cfg.TrustDomain.String() {
 		return state, fmt.Errorf("the journal is of trust domain %q, the configuration of %q", state.TrustDomain, r.cfg.TrustDomain)
 	}
-	return state, journal.CheckMemo(r.cfg.MemoFS, r.cfg.MemoFile, state)
+	return state, journal.KeepMemo(r.cfg.MemoFS, r.cfg.MemoFile, state)
 }
 
 // follow makes what is missing and puts it in force. The turn is held.

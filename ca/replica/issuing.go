@@ -57,7 +57,7 @@ func (r *Replica) issue(ctx context.Context, state journal.State, root journal.R
 		return nil, state, err
 	}
 	// 3. Memory may use it.
-	return made, state, journal.CheckMemo(r.cfg.MemoFS, r.cfg.MemoFile, state)
+	return made, state, journal.KeepMemo(r.cfg.MemoFS, r.cfg.MemoFile, state)
 }
 
 // snapshot verifies as a whole what i and the bundle of state would be.
@@ -79,7 +79,10 @@ func (r *Replica) open(ctx context.Context, root journal.Root) (ca.Parent, error
 		return ca.Parent{}, fmt.Errorf("parsing root %s: %w", root.ID, err)
 	}
 	key, err := r.cfg.OpenKey(ctx, root.KeyURI, cert)
-	return ca.Parent{Certificate: cert, Signer: key}, err
+	if err != nil {
+		return ca.Parent{}, &keyError{root.KeyURI, err}
+	}
+	return ca.Parent{Certificate: cert, Signer: key}, nil
 }
 
 // record journals made, whose root has key, and folds the history when that is

@@ -151,13 +151,24 @@ func (r *Replica) attempt(ctx context.Context, renew func(context.Context) error
 			return r.next(ctx)
 		}
 		r.failed.Inc()
-		r.cfg.Log.Error("making an issuing CA failed; the last one stays in force", "error", err, "retryIn", delay.String())
+		r.report(err, delay)
 		select {
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		case <-time.After(delay):
 		}
 	}
+}
+
+// report logs a failed attempt, and what mends it.
+func (r *Replica) report(err error, delay time.Duration) {
+	what := "making an issuing CA failed; the last one stays in force"
+	if snap := r.cfg.Authority.Current(); snap == nil {
+		what = "making the first issuing CA failed; nothing is issued until it works"
+	} else if !snap.Issuer().NotAfter.After(r.cfg.Now()) {
+		what = "making an issuing CA failed, and the last one has ended; nothing is issued until it works"
+	}
+	r.cfg.Log.Error(what, "error", err, "mend", Mend(err), "retryIn", delay.String())
 }
 
 // next returns how long what is at hand is good for.
