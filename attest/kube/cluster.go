@@ -37,6 +37,7 @@ type Config struct {
 // Limits are the bounds of one cluster. A field that is zero has its default.
 type Limits struct {
 	Reviews     int           // token reviews in flight: 256
+	PodReviews  int           // token reviews of one pod at once: 16; more come back at the rate of podReviewEvery
 	Lookups     int           // GETs in flight: 100
 	CallTime    time.Duration // one review, GET or fetch of keys: 3 s, so that there is time left to serve from the last view
 	FreshWait   time.Duration // for a pod that is ahead of the watch: 2 s
@@ -54,6 +55,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.Reviews == 0 {
 		l.Reviews = 256
+	}
+	if l.PodReviews == 0 {
+		l.PodReviews = 16
 	}
 	if l.Lookups == 0 {
 		l.Lookups = 100
@@ -89,6 +93,7 @@ type Cluster struct {
 	view    *view
 	pool    *pool
 	health  health
+	buckets *buckets
 	reviews *memo.Cache[reviewKey, attest.Bound]
 	lookups *memo.Cache[lookupKey, found]
 	metrics *metrics
@@ -125,6 +130,9 @@ func (c *Cluster) build() error {
 		return err
 	}
 	if c.pool, err = newPool(); err != nil {
+		return err
+	}
+	if c.buckets, err = newBuckets(c.limits.PodReviews, min(podReviewEvery, c.cfg.ReviewCache/4)); err != nil {
 		return err
 	}
 	c.reviews, err = memo.New[reviewKey, attest.Bound](memo.Config{

@@ -8,6 +8,8 @@
 //     is meant for others never reaches the API server, and leaves nothing in
 //     memory. A published key alone is no grant: the review decides, and what it
 //     says must agree with what the token itself says.
+//   - One pod causes few reviews, however many tokens it has: what the API server
+//     allows this account is shared by all pods.
 //   - What is remembered of a review is the review alone. The live facts are
 //     read from the view at every call; a pod or account that is deleted or made
 //     anew takes the reviews of its tokens with it.

@@ -22,19 +22,28 @@ type health struct {
 	next     time.Time  // when one may try again
 }
 
+// leave is what a caller is told who wants to ask.
+type leave int
+
+const (
+	refused leave = iota // the server is away
+	given
+	trial // the server is away, and this call finds out whether it is back
+)
+
 // allow tells whether to ask. While the server is away, one caller in a while is
 // told yes.
-func (h *health) allow(now time.Time) bool {
+func (h *health) allow(now time.Time) leave {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.failures < tripAfter {
-		return true
+		return given
 	}
 	if now.Before(h.next) {
-		return false
+		return refused
 	}
 	h.next = now.Add(tripFor)
-	return true
+	return trial
 }
 
 // report says how a call ended.

@@ -160,7 +160,7 @@ func earlier(a, b time.Time) time.Time {
 func (c *Cluster) get(ctx context.Context, key lookupKey) (found, error) {
 	return c.lookups.Do(ctx, key, func(ctx context.Context) memo.Answer[found] {
 		begun := c.now()
-		if !c.health.allow(begun) {
+		if c.health.allow(begun) == refused {
 			return memo.Answer[found]{Err: errAway}
 		}
 		path := key.kind.path(name{url.PathEscape(key.name.namespace), url.PathEscape(key.name.name)})

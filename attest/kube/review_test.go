@@ -451,7 +451,7 @@ func TestAnswersThatAreNone(t *testing.T) {
 
 func TestKeys(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	w := newWorld(t, func(_ *world, c *kube.Config) { c.Limits.PodReviews = 100 }) // one pod comes with 50 tokens at once
 	w.set(failWith("jwks", http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable))
 	token := w.token(t, w.pod)
 	for range 10 {
