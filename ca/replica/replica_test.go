@@ -1,6 +1,7 @@
 package replica_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -151,7 +153,18 @@ func TestRenew(t *testing.T) {
 // The last snapshot stays in force whatever fails, and comes back by itself.
 func TestRunSurvivesFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, faultfs.New(), nil)
+		var log bytes.Buffer
+		b := newBench(t, faultfs.New(), func(c *replica.Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+		// says tells which words the log has by now, and forgets them.
+		says := func(when string, words ...string) {
+			synctest.Wait()
+			for _, w := range words {
+				if !strings.Contains(log.String(), w) {
+					t.Errorf("%s, the log lacks %q:\n%s", when, w, log.String())
+				}
+			}
+			log.Reset()
+		}
 		away := errors.New("the token was pulled out")
 		b.setKey(away)
 		ctx, stop := context.WithCancel(t.Context())
@@ -161,6 +174,7 @@ func TestRunSurvivesFailures(t *testing.T) {
 		if err := b.replica.Ready(); !errors.Is(err, away) {
 			t.Errorf("ready without a key = %v", err)
 		}
+		says("before the first", "making the first issuing CA failed; nothing is issued", "mend=\"put key and passphrase back where")
 		b.setKey(nil)
 		<-time.After(2 * time.Minute)
 		first := b.authority.Current()
@@ -176,6 +190,7 @@ func TestRunSurvivesFailures(t *testing.T) {
 		if b.authority.Current() != first || b.replica.Ready() != nil {
 			t.Errorf("a failed renewal took the last snapshot away: %v", b.replica.Ready())
 		}
+		says("with one in force", "the last one stays in force")
 		b.mu.Lock()
 		tries := b.opened
 		b.mu.Unlock()
@@ -196,6 +211,7 @@ func TestRunSurvivesFailures(t *testing.T) {
 		if b.replica.Ready() == nil {
 			t.Error("it is ready with an issuing CA that has ended")
 		}
+		says("after its end", "the last one has ended; nothing is issued")
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)
