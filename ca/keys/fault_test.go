@@ -196,13 +196,13 @@ func TestDeviceMakesLate(t *testing.T) {
 		_, _, err := (ceremony.Roots{Keys: s}).Make(ctx, attesttest.Domain(t, "cluster.local"), catest.RootLifetime, time.Now())
 		made <- err
 	}()
-	eventually(t, "the key is there", func() bool { return len(objects(t, f.Token)) == 4 })
+	eventually(t, "the key is there", func() bool { return f.Objects(t) == 4 })
 	cancel()
 	if err := <-made; !errors.Is(err, context.Canceled) {
 		t.Fatalf("made: %v", err)
 	}
 	f.set(t, "")
-	eventually(t, "it is gone again", func() bool { return len(objects(t, f.Token)) == 2 })
+	eventually(t, "it is gone again", func() bool { return f.Objects(t) == 2 })
 	must(t, certify(t, s, kept))
 }
 

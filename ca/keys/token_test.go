@@ -122,7 +122,7 @@ func TestTokenHoldsRoots(t *testing.T) {
 			t.Errorf("%s after one was destroyed: %v", keys.Algorithms()[i], err)
 		}
 	}
-	if n := len(objects(t, token)); n != 2*(len(roots)-1) {
+	if n := token.Objects(t); n != 2*(len(roots)-1) {
 		t.Errorf("%d objects are in the token", n)
 	}
 }
@@ -149,27 +149,8 @@ func module(tb testing.TB, path string) *pkcs11.Ctx {
 	return p
 }
 
-// objects logs in to the token, with nobody else there, and returns what is in it.
-func objects(tb testing.TB, token *keystest.Token) map[pkcs11.ObjectHandle]string {
-	tb.Helper()
-	out := map[pkcs11.ObjectHandle]string{}
-	loggedIn(tb, token, func(p *pkcs11.Ctx, session pkcs11.SessionHandle) {
-		must(tb, p.FindObjectsInit(session, nil))
-		found, _, err := p.FindObjects(session, 100)
-		must(tb, err)
-		must(tb, p.FindObjectsFinal(session))
-		for _, object := range found {
-			got, err := p.GetAttributeValue(session, object, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil)})
-			if errors.Is(err, pkcs11.Error(pkcs11.CKR_OBJECT_HANDLE_INVALID)) {
-				continue // destroyed meanwhile
-			}
-			must(tb, err)
-			out[object] = string(got[0].Value)
-		}
-	})
-	return out
-}
-
+// loggedIn runs f on the token. Nobody else may use it meanwhile: what one does,
+// the library does for all of the process.
 func loggedIn(tb testing.TB, token *keystest.Token, f func(*pkcs11.Ctx, pkcs11.SessionHandle)) {
 	tb.Helper()
 	p := module(tb, token.Module)
@@ -323,7 +304,7 @@ func TestTokenSessionsEndedByAnother(t *testing.T) {
 		must(t, end(module(t, token.Module)))
 		makeRoot(t, s)
 	}
-	if n := len(objects(t, token)); n != 2*3 {
+	if n := token.Objects(t); n != 2*3 {
 		t.Errorf("%d objects are in the token: a lost session left a key behind", n)
 	}
 }
@@ -392,8 +373,8 @@ func TestTokenKeyOfNoCertificate(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no certificate") {
 		t.Errorf("made: %v", err)
 	}
-	if left := objects(t, token); len(left) > 0 {
-		t.Errorf("left in the token: %v", left)
+	if left := token.Objects(t); left > 0 {
+		t.Errorf("%d objects are left in the token", left)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -44,6 +45,18 @@ func (t *Token) URI() string { return t.Through(t.Module) }
 // Through returns the URI of the token through another module.
 func (t *Token) Through(module string) string {
 	return fmt.Sprintf("pkcs11:token=%s?module-path=%s&pin-source=%s", strings.ReplaceAll(label, " ", "%20"), module, t.PINFile)
+}
+
+// Objects returns how many objects are in the token, a key pair being two, as
+// its folder says: a second user of the module in the same process would be in
+// the way of the first.
+func (t *Token) Objects(tb testing.TB) int {
+	tb.Helper()
+	files, err := filepath.Glob(filepath.Join(t.Dir, "*", "*.object"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return len(slices.DeleteFunc(files, func(file string) bool { return filepath.Base(file) == "token.object" }))
 }
 
 // Module returns the path of SoftHSM's module, "" where it is not installed.
