@@ -101,6 +101,9 @@ func TestQuerySaysThatTheLedgerIsDamaged(t *testing.T) {
 			if err == nil && len(report.Findings) == 0 {
 				t.Errorf("verify finds nothing: %+v", report)
 			}
+			if _, err := ledger.CheckEnd(cfg.FS, dir, cfg.Verifier); err == nil {
+				t.Error("the end of it looks well")
+			}
 			_, err = ledger.Open(t.Context(), cfg)
 			if err == nil || (c.open != nil && !errors.Is(err, c.open)) {
 				t.Errorf("open: %v, want %v", err, c.open)
@@ -131,6 +134,9 @@ func TestVerifyNotesWhatNoCheckpointCovers(t *testing.T) {
 		t.Errorf("%+v, %v", report, err)
 	}
 	whole, wholeCfg := ended(t)
+	if records, err := ledger.CheckEnd(durable.OS(whole), dir, wholeCfg.Verifier); err != nil || records < 10 {
+		t.Errorf("the end of a whole ledger: %d, %v", records, err)
+	}
 	if report, err := ledger.Verify(t.Context(), durable.OS(whole), dir, wholeCfg.Verifier); err != nil || len(report.Notes) > 0 {
 		t.Errorf("a whole ledger: %+v, %v", report, err)
 	}

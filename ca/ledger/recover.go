@@ -7,40 +7,26 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"path"
 	"slices"
+
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/hallmark-ca/hallmark/ca/durable"
 )
 
 // recover finds the last durable commit and goes on behind it.
 func (l *Ledger) recover(ctx context.Context) error {
-	numbers, err := segments(l.cfg.FS, l.cfg.Dir)
+	end, err := l.findEnd()
 	if err != nil {
 		return err
 	}
-	stamps, err := readCheckpoints(l.cfg.FS, l.cfg.Dir, l.cfg.Verifier)
-	if err != nil {
-		return err
-	}
-	s, data, err := l.lastSegment(&numbers)
-	if err != nil {
-		return err
-	}
+	s, data, numbers, stamps := end.last, end.data, end.numbers, end.stamps
 	if s == nil {
-		if len(stamps) > 0 {
-			return fmt.Errorf("%w: there is no segment, and a checkpoint of %d records", ErrCut, stamps[len(stamps)-1].records)
-		}
 		l.w.id, l.w.last = newID(), commit{}
 		l.founded = true
 		return l.begin(1)
-	}
-	if err := checkStamps(stamps, s); err != nil {
-		return err
-	}
-	if behind := commitsBehind(data, s); behind > 1 {
-		// No crash leaves that, and what stands there may have been given out.
-		return fmt.Errorf("%w: segment %d is damaged at offset %d, and %d commits stand behind it: run hallmark ledger verify", ErrDamaged, s.header.Segment, s.end, behind)
 	}
 	if s.stopped != errEnd {
 		l.cfg.Log.Warn("the ledger's last write did not complete; it was never acknowledged, and is dropped", "segment", s.header.Segment, "offset", s.end, "why", s.stopped)
@@ -62,18 +48,64 @@ func (l *Ledger) recover(ctx context.Context) error {
 	return l.loadSealed(ctx, numbers[:len(numbers)-1])
 }
 
+// ending is how the ledger ends.
+type ending struct {
+	last    *scan // of the last segment with a header; nil if there is none
+	data    []byte
+	numbers []uint64 // of the segments up to that
+	stamps  []checkpoint
+}
+
+// findEnd reads how the ledger ends, and changes nothing. The error says why that
+// is no end to go on from.
+func (l *Ledger) findEnd() (ending, error) {
+	var e ending
+	var err error
+	// Checkpoints first: beside a running writer, what they cover is then there.
+	if e.stamps, err = readCheckpoints(l.cfg.FS, l.cfg.Dir, l.cfg.Verifier); err != nil {
+		return e, err
+	}
+	if e.numbers, err = segments(l.cfg.FS, l.cfg.Dir); err != nil {
+		return e, err
+	}
+	if e.last, e.data, err = l.lastSegment(&e.numbers); err != nil {
+		return e, err
+	}
+	if e.last == nil {
+		if len(e.stamps) > 0 {
+			return e, fmt.Errorf("%w: there is no segment, and a checkpoint of %d records", ErrCut, e.stamps[len(e.stamps)-1].records)
+		}
+		return e, nil
+	}
+	if err := checkStamps(e.stamps, e.last); err != nil {
+		return e, err
+	}
+	if behind := commitsBehind(e.data, e.last); behind > 1 {
+		// No crash leaves that, and what stands there may have been given out.
+		return e, fmt.Errorf("%w: segment %d is damaged at offset %d, and %d commits stand behind it: run hallmark ledger verify", ErrDamaged, e.last.header.Segment, e.last.end, behind)
+	}
+	return e, nil
+}
+
+// CheckEnd tells whether [Open] could go on from the end of the ledger in dir,
+// and how many records it has. It changes nothing, and may run beside a writer.
+func CheckEnd(fsys durable.FS, dir string, verifier note.Verifier) (records uint64, err error) {
+	l := &Ledger{cfg: Config{FS: fsys, Dir: dir, Verifier: verifier, Log: slog.New(slog.DiscardHandler)}}
+	end, err := l.findEnd()
+	if err != nil || end.last == nil {
+		return 0, err
+	}
+	return end.last.last.records, nil
+}
+
 // lastSegment reads the last segment that has a header. One without was being
 // begun when the power went: nothing in it was acknowledged.
 func (l *Ledger) lastSegment(numbers *[]uint64) (*scan, []byte, error) {
 	for len(*numbers) > 0 {
 		n := (*numbers)[len(*numbers)-1]
-		data, err := readSegment(l.cfg.FS, l.cfg.Dir, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		s, err := scanSegment(data, nil)
+		data, s, err := readSteady(l.cfg.FS, l.cfg.Dir, n, nil)
 		switch {
-		case errors.Is(err, ErrNewer):
+		case err != nil && !errors.Is(err, errNoHeader):
 			return nil, nil, err
 		case err == nil && s.end > 0:
 			return s, data, nil

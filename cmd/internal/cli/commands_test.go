@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/hallmark-ca/hallmark/ca/durable"
 )
 
 // commands are what the scripts need beside testscript's own.
@@ -27,6 +29,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"token":      token,
 	"nokeys":     nokeys,
 	"secretless": secretless,
+	"locked":     locked,
 }
 
 // exits CODE ARGS...: hallmark ends with that code and prints no answer.
@@ -41,6 +44,14 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if !errors.As(err, &exit) || exit.ExitCode() != want {
 		ts.Fatalf("hallmark %s: %v, want exit code %d", strings.Join(args[1:], " "), err, want)
 	}
+}
+
+// locked FILE: another process holds the lock until the script ends.
+func locked(ts *testscript.TestScript, _ bool, args []string) {
+	file := ts.MkAbs(args[0])
+	lock, err := durable.OS(filepath.Dir(file)).Lock(filepath.Base(file))
+	ts.Check(err)
+	ts.Defer(func() { ts.Check(lock.Close()) })
 }
 
 // mode FILE MODE

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -163,9 +164,11 @@ func (q *ledgerQuery) run(cmd *cobra.Command) error {
 	}
 	print := entryPrinter(cmd.OutOrStdout(), q.output)
 	var kept []ledger.Entry
+	var damage error // what can be read is shown all the same
 	for entry, err := range ledger.Query(cmd.Context(), dir.FS(), state.Ledger, q.filter) {
 		if err != nil {
-			return err
+			damage = err
+			break
 		}
 		if !q.wanted(entry, now) {
 			continue
@@ -185,7 +188,10 @@ func (q *ledgerQuery) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	return print.flush()
+	if damage != nil && print.rows == 0 {
+		return damage // "nothing matches" is not known
+	}
+	return errors.Join(print.flush(), damage)
 }
 
 func (p *place) dir() (state.Dir, error) {

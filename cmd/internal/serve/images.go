@@ -2,6 +2,7 @@ package serve
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -62,8 +63,23 @@ func buildImages(b *base, cfg *config.Config) (*imageParts, error) {
 	}
 	if p.policies != nil {
 		p.policies.Subscribe(p.gate.Reconsider)
+		empty := func() {
+			if len(p.policies.Set().Policies()) == 0 && enforced(&cfg.Images) {
+				log.Error("there is no image policy, and the image gate enforces: every pod is refused", "dir", cfg.Images.Policies, "mend", emptyMend)
+			}
+		}
+		p.policies.Subscribe(empty)
+		empty()
 	}
 	return p, nil
+}
+
+const emptyMend = "put ClusterImagePolicy files into the folder of images.policies, or write audit until they are there"
+
+// enforced tells whether the gate refuses anywhere. The mesh's own pods do not
+// count: they are few, and named.
+func enforced(cfg *config.Images) bool {
+	return cfg.Issuance == signing.Enforce || slices.Contains(slices.Collect(maps.Values(cfg.Namespaces)), signing.Enforce)
 }
 
 // none is the set of no policies.
@@ -102,6 +118,9 @@ func (p *imageParts) findings(cfg *config.Config) []finding {
 			f.err = fmt.Errorf("%s; it denies what it names", problem)
 		}
 		found = append(found, f)
+	}
+	if len(p.policies.Set().Policies()) == 0 && enforced(&cfg.Images) {
+		found = append(found, finding{what: what, err: fmt.Errorf("there is none in %s, and images.issuance enforces: every pod is refused", cfg.Images.Policies), mend: emptyMend})
 	}
 	if len(found) == 0 {
 		found = append(found, finding{what: what, note: fmt.Sprintf("%d in %s, all usable; the image gate is %s", len(p.policies.Set().Policies()), cfg.Images.Policies, cfg.Images.Issuance)})

@@ -5,14 +5,15 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/hallmark-ca/hallmark/ca/durable"
 	"github.com/hallmark-ca/hallmark/ca/journal"
+	"github.com/hallmark-ca/hallmark/ca/replica"
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
 	"github.com/hallmark-ca/hallmark/cmd/internal/state"
 )
@@ -22,10 +23,14 @@ func probe(ctx context.Context, g *graph, cfg *config.Config) []finding {
 	dir := state.Dir(cfg.State)
 	running, findings := probeState(dir)
 	findings = append(findings, probeRoot(ctx, g, dir, cfg)...)
-	findings = append(findings, probeCheckpointKey(dir))
+	findings = append(findings, probeCheckpointKey(dir)...)
+	findings = append(findings, probeSpace(dir, cfg.Ledger.MaxBytes), probeBundle(cfg.Bundle.File))
 	findings = append(findings, probeCluster(ctx, g)...)
 	if g.images != nil {
 		findings = append(findings, g.images.findings(cfg)...)
+	}
+	if g.publish != nil {
+		findings = append(findings, g.publish.findings(ctx, running)...)
 	}
 	if running {
 		return append(findings, finding{what: "listeners", note: "in use by the server that runs on this state"})
@@ -37,15 +42,16 @@ func probe(ctx context.Context, g *graph, cfg *config.Config) []finding {
 // server runs on it.
 func probeState(dir state.Dir) (running bool, found []finding) {
 	const what = "state directory"
-	info, err := os.Stat(string(dir))
-	if err != nil {
+	if _, err := os.Stat(string(dir)); err != nil {
 		return false, []finding{{what: what, err: err, mend: "run hallmark init"}}
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		found = append(found, finding{what: what, err: fmt.Errorf("%s is open to others (mode %#o)", dir, info.Mode().Perm()), mend: fmt.Sprintf("chmod 700 %s", dir)})
-	}
+	found = append(found, openToOthers(dir)...)
 	for _, name := range []string{state.Journal, state.Ledger, state.Evidence} {
-		if err := writable(dir.Path(name)); err != nil {
+		err := writable(dir.Path(name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			found = append(found, finding{what: what, err: fmt.Errorf("there is no %s", dir.Path(name)), mend: "put it back from the newest copy; if there is none, a start makes it, empty"})
+		case err != nil:
 			found = append(found, finding{what: what, err: err, mend: "give the account that hallmark runs as the folder, and the volume space"})
 		}
 	}
@@ -77,14 +83,22 @@ func writable(folder string) error {
 func probeRoot(ctx context.Context, g *graph, dir state.Dir, cfg *config.Config) []finding {
 	current, err := journal.ReadFile(dir.FS(), state.Journal)
 	if err != nil {
-		return []finding{{what: "journal", err: err, mend: "run hallmark init, or restore the state directory"}}
+		mend := "restore the newest copy of the state directory; hallmark init does not mend a journal"
+		if errors.Is(err, journal.ErrNoJournal) {
+			mend = replica.Mend(err)
+		}
+		return []finding{{what: "journal", err: err, mend: mend}}
 	}
 	if current.TrustDomain != cfg.TrustDomain.String() {
 		return []finding{{what: "journal", err: fmt.Errorf("it is of trust domain %q", current.TrustDomain), mend: fmt.Sprintf("write trustDomain: %s, or name another state directory", current.TrustDomain)}}
 	}
 	found := []finding{{what: "journal", note: fmt.Sprintf("%d records, %d roots, verified", current.Number, len(current.Roots))}}
 	if err := journal.CheckMemo(dir.FS(), state.Seen, current); err != nil {
-		found = []finding{{what: "journal", err: err, mend: "it is older than what was seen before: restore the newest copy"}}
+		mend := fmt.Sprintf("see that %s is a file that this account can read and replace; if it is garbled, and the journal is surely the newest, remove it: it is made again", dir.Path(state.Seen))
+		if errors.Is(err, journal.ErrRolledBack) {
+			mend = replica.Mend(err)
+		}
+		found = []finding{{what: "journal", err: err, mend: mend}}
 	}
 	root, ok := current.ActiveRoot()
 	if !ok {
@@ -95,28 +109,13 @@ func probeRoot(ctx context.Context, g *graph, dir state.Dir, cfg *config.Config)
 		_, err = g.authority.keys.Open(ctx, root.KeyURI, cert)
 	}
 	if err != nil {
-		mend := "put key and passphrase back where the URI and authority.passphraseFile say, readable by their owner alone"
-		if !strings.HasPrefix(root.KeyURI, "softkms:") {
-			mend = "see that the device is there, and module and PIN file where the URI says; authority.keyURI names new places of them"
-		}
-		return append(found, finding{what: "root", err: err, mend: mend})
+		return append(found, finding{what: "root", err: err, mend: replica.MendKey(root.KeyURI)})
 	}
 	left := time.Until(cert.NotAfter)
 	if left < 2*cfg.Authority.IssuingLifetime {
 		return append(found, finding{what: "root", err: fmt.Errorf("it ends at %s", cert.NotAfter.Format(time.RFC3339)), mend: "found a new root before then"})
 	}
 	return append(found, finding{what: "root", note: fmt.Sprintf("%s opens, until %s", cert.Subject, cert.NotAfter.Format(time.DateOnly))})
-}
-
-func probeCheckpointKey(dir state.Dir) finding {
-	_, err := dir.Signer()
-	if err == nil {
-		_, err = dir.Verifier()
-	}
-	if err != nil {
-		return finding{what: "ledger", err: err, mend: "restore keys/ledger.key and keys/ledger.pub: without them nobody can tell a cut ledger"}
-	}
-	return finding{what: "ledger", note: "checkpoint key opens"}
 }
 
 // probeCluster asks the Kubernetes API whether it answers, and permits what

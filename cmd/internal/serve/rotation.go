@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -45,6 +46,10 @@ func restoreCensus(b *base, c *census.Census, l *ledger.Ledger) func(context.Con
 		filter := ledger.Filter{Since: b.now().Add(-profile.LeafCeiling - time.Minute)}
 		restored, start := 0, b.now()
 		for entry, err := range ledger.Query(ctx, b.dir.FS(), state.Ledger, filter) {
+			if errors.Is(err, ledger.ErrRefusals) {
+				b.log.Warn("records of refusals cannot be read", "part", "ledger", "error", err)
+				continue
+			}
 			if err != nil {
 				return fmt.Errorf("reading the ledger for who holds certificates: %w", err)
 			}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hallmark-ca/hallmark/ca/durable"
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
 	"github.com/hallmark-ca/hallmark/cmd/internal/state"
 )
@@ -23,12 +24,33 @@ func Run(ctx context.Context, cfg *config.Config, version string, w io.Writer) e
 	log.Info("starting", "trustDomain", cfg.TrustDomain.String(), "cluster", cfg.ClusterID, "replica", cfg.ReplicaID, "state", cfg.State, "images", cfg.Images.Issuance.String())
 	g, err := build(ctx, b, cfg)
 	defer g.close()
+	if errors.Is(err, durable.ErrLocked) {
+		return fmt.Errorf("another hallmark serve runs on %s: stop it, or name another state directory: %w", cfg.State, err)
+	}
 	if err != nil {
+		return err
+	}
+	g.remark(ctx)
+	// Each start journals an issuing CA. A restart in a loop, for an address that
+	// cannot be had, must not.
+	if err := tryAddresses(ctx, cfg); err != nil {
 		return err
 	}
 	err = g.run(ctx)
 	log.Info("stopped", "after", b.now().Sub(start).Round(time.Second).String())
 	return err
+}
+
+// tryAddresses binds what the server listens on, and lets go of it: the mesh port
+// opens once there is a certificate to show.
+func tryAddresses(ctx context.Context, cfg *config.Config) error {
+	var errs []error
+	for _, f := range []finding{probeListen(ctx, "mesh.listen", cfg.Mesh.Listen), probeListen(ctx, "metrics.listen", cfg.Metrics)} {
+		if f.err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w: %s", f.what, f.err, f.mend))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // run starts every unit and stops them in three steps: doors, workers, ledger.
