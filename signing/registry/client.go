@@ -166,15 +166,15 @@ func (c *Client) Resolve(ctx context.Context, image string) (evidence.Subject, e
 	}
 	var head, body string
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
+	g.Go(c.guarded(func() (err error) {
 		head, err = c.headTag(gctx, t)
 		return err
-	})
-	g.Go(func() error {
+	}))
+	g.Go(c.guarded(func() error {
 		raw, err := c.getTag(gctx, t, t.tag, evidence.MaxManifest)
 		body = evidence.DigestOf(raw)
 		return err
-	})
+	}))
 	if err := g.Wait(); err != nil {
 		return evidence.Subject{}, denial(image, err)
 	}

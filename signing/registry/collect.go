@@ -93,20 +93,20 @@ func (c *collection) run(ctx context.Context) error {
 	var g errgroup.Group
 	g.SetLimit(parallel)
 	for i, d := range candidates {
-		g.Go(func() error { bundles[i] = c.bundleLayer(ctx, d); return nil })
+		g.Go(c.remarked("referrer "+d.Digest, func() { bundles[i] = c.bundleLayer(ctx, d) }))
 	}
 	for digest, d := range distinct(legacy) {
-		g.Go(func() error {
-			if b := c.blob(ctx, "legacy signature "+digest, d, evidence.MaxPayload); b != nil {
+		source := "legacy signature " + digest
+		g.Go(c.remarked(source, func() {
+			if b := c.blob(ctx, source, d, evidence.MaxPayload); b != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				payloads[digest] = b
 			}
-			return nil
-		})
+		}))
 	}
 	for _, d := range c.children(subject) {
-		g.Go(func() error { c.child(ctx, d); return nil })
+		g.Go(c.remarked("child "+d.Digest, func() { c.child(ctx, d) }))
 	}
 	_ = g.Wait() // none of them returns an error: what fails is a remark
 
@@ -136,7 +136,7 @@ type listing struct {
 func (c *collection) look(ctx context.Context) (listing, error) {
 	var l listing
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
+	g.Go(c.client.guarded(func() error {
 		raw, err := c.client.getDigest(ctx, c.target, "manifests", c.target.digest, evidence.MaxManifest)
 		if err != nil {
 			return err
@@ -145,16 +145,15 @@ func (c *collection) look(ctx context.Context) (listing, error) {
 		defer c.mu.Unlock()
 		c.e.Manifests[c.target.digest] = raw
 		return nil
-	})
-	g.Go(func() error { l.api = c.referrers(ctx); return nil })
+	}))
+	g.Go(c.remarked("referrers", func() { l.api = c.referrers(ctx) }))
 	tag := strings.Replace(c.target.digest, ":", "-", 1)
-	g.Go(func() error {
+	g.Go(c.remarked("tag "+tag, func() {
 		if m := c.tagged(ctx, tag); m != nil {
 			l.fallback = m.Children
 		}
-		return nil
-	})
-	g.Go(func() error { l.legacy = c.tagged(ctx, tag+".sig"); return nil })
+	}))
+	g.Go(c.remarked("tag "+tag+".sig", func() { l.legacy = c.tagged(ctx, tag+".sig") }))
 	return l, g.Wait()
 }
 
@@ -300,7 +299,7 @@ func (c *collection) fetchBundles(ctx context.Context, candidates []evidence.Des
 	var g errgroup.Group
 	g.SetLimit(parallel)
 	for i, f := range take {
-		g.Go(func() error { bodies[i] = c.blob(ctx, f.source, f.layer, evidence.MaxBundle); return nil })
+		g.Go(c.remarked(f.source, func() { bodies[i] = c.blob(ctx, f.source, f.layer, evidence.MaxBundle) }))
 	}
 	_ = g.Wait() // none of them returns an error
 	for i, b := range bodies {

@@ -179,8 +179,12 @@ func (c *Client) credentials(ctx context.Context, repo name.Repository) (authn.A
 	done := make(chan result, 1)
 	go func() { // a credential helper is a process that knows no deadline
 		defer func() { <-c.helper }()
-		auth, err := readCredentials(c.cfg.DockerConfig, repo)
-		done <- result{auth, err}
+		var r result
+		r.err = c.guarded(func() (err error) {
+			r.auth, err = readCredentials(c.cfg.DockerConfig, repo)
+			return err
+		})()
+		done <- r
 	}()
 	select {
 	case r := <-done:
