@@ -60,14 +60,16 @@ func buildMetrics(b *base, cfg *config.Config, conditions []condition) *metricsS
 	}}
 }
 
-// readiness writes a line for each condition.
+// readiness writes a line for each condition. What is wrong with one stands in
+// the log and in hallmark status: errors name addresses, files and accounts, and
+// whoever reaches this port may read this.
 func readiness(conditions []condition) (text string, ready bool) {
 	var b strings.Builder
 	ready = true
 	for _, c := range conditions {
 		if err := c.ready(); err != nil {
 			ready = false
-			fmt.Fprintf(&b, "not ready: %s: %v\n", c.name, err)
+			fmt.Fprintf(&b, "not ready: %s (hallmark status says why)\n", c.name)
 			continue
 		}
 		fmt.Fprintf(&b, "ok: %s\n", c.name)
@@ -80,6 +82,10 @@ func (m *metricsServer) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listening for metrics: %w", err)
 	}
+	return m.serve(ctx, listener)
+}
+
+func (m *metricsServer) serve(ctx context.Context, listener net.Listener) error {
 	m.log.Info("serving metrics and health", "address", listener.Addr().String())
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
@@ -88,7 +94,7 @@ func (m *metricsServer) run(ctx context.Context) error {
 		stopped <- m.server.Shutdown(limit)
 	})
 	defer stop()
-	if err := m.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := m.server.Serve(newestFirst(listener, metricsConnections, metricsOfOneAddress)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
 	if err := <-stopped; err != nil {

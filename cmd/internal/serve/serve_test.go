@@ -97,7 +97,7 @@ func TestReadinessNamesWhatIsMissing(t *testing.T) {
 		t.Errorf("ready: %d %q", code, body)
 	}
 	missing = errors.New("the volume is full")
-	if code, body := get("/readyz"); code != 503 || !strings.Contains(body, "not ready: ledger: the volume is full\nok: issuing CA") {
+	if code, body := get("/readyz"); code != 503 || body != "not ready: ledger (hallmark status says why)\nok: issuing CA\n" {
 		t.Errorf("not ready: %d %q", code, body)
 	}
 	// A restart would not bring the volume back, and would lose the issuing CA.
