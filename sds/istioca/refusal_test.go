@@ -225,7 +225,7 @@ func TestNotARequest(t *testing.T) {
 		"not Protocol Buffers": {[]byte("\xff\xff\xff"), codes.InvalidArgument},
 		"text that is no text": {[]byte("\x0a\x02\xff\xfe"), codes.InvalidArgument},
 		"empty":                {nil, codes.InvalidArgument},
-		"above gRPC's limit":   {make([]byte, 600<<10), codes.ResourceExhausted},
+		"above what is read":   {make([]byte, 600<<10), codes.InvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out []byte

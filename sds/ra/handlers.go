@@ -54,6 +54,13 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		}
 		err = Status(err)
 	}()
+	if info.IsClientStream {
+		bounded, err := messagesOf(stream, s.cfg.MessageTime)
+		if err != nil {
+			return s.cfg.RA.refuse(stream.Context(), refusalOf{door: DoorMesh, deny: attest.Deny(attest.InternalError, "", "%v", err)})
+		}
+		stream = bounded
+	}
 	return handler(srv, stream)
 }
 

@@ -3,8 +3,6 @@ package ra
 import (
 	"context"
 	"log/slog"
-	"sync"
-	"time"
 
 	"github.com/hallmark-ca/hallmark/attest"
 	"github.com/hallmark-ca/hallmark/ca/ledger"
@@ -71,45 +69,4 @@ func (r *RA) log(ctx context.Context, f refusalOf, known bool) {
 		attrs = append(attrs, slog.Uint64("leftOut", leftOut))
 	}
 	r.cfg.Log.LogAttrs(ctx, level, "refused", attrs...)
-}
-
-// How much of each reason is logged: a flood costs neither disk nor CPU, and the
-// counter has it all.
-const (
-	sampleBurst = 20
-	sampleEvery = time.Second
-)
-
-// sampler lets some refusals of each reason through to the log. What strangers
-// do has budgets of its own, so that it hides nothing of what callers do. The
-// zero value is ready.
-type sampler struct {
-	budgets [2][256]budget // by known caller, and reason
-}
-
-type budget struct {
-	mu      sync.Mutex // guards all below
-	spent   int
-	since   time.Time
-	leftOut uint64
-}
-
-// take tells whether to log, and how many like it were left out before.
-func (s *sampler) take(reason attest.Reason, known bool, now time.Time) (leftOut uint64, ok bool) {
-	b := &s.budgets[0][reason]
-	if known {
-		b = &s.budgets[1][reason]
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if back := int(now.Sub(b.since) / sampleEvery); back > 0 {
-		b.spent, b.since = max(0, b.spent-back), now
-	}
-	if b.spent >= sampleBurst {
-		b.leftOut++
-		return 0, false
-	}
-	b.spent++
-	leftOut, b.leftOut = b.leftOut, 0
-	return leftOut, true
 }

@@ -95,6 +95,10 @@ func Status(err error) error {
 // goes to [RA.Refuse] where the message was at fault, nil where the client has
 // simply gone or ended its side.
 func Received(err error) *attest.DenyError {
+	var deny *attest.DenyError
+	if errors.As(err, &deny) {
+		return deny
+	}
 	switch status.Code(err) {
 	case codes.ResourceExhausted:
 		return attest.Deny(attest.RequestTooLarge, "", "%v", err)

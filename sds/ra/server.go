@@ -21,11 +21,12 @@ const (
 	defaultConnections      = 20_000
 	defaultStreams          = 1000
 	defaultHandshakeTimeout = 5 * time.Second
+	defaultMessageTime      = 10 * time.Second
 	defaultGrace            = 10 * time.Second
 
 	// maxMessage is where gRPC itself cuts. Front ends refuse above their own
 	// limits, below it, in their own words: the Node of a plain Envoy has 61 KiB.
-	maxMessage = 512 << 10
+	maxMessage = 260 << 10
 	// maxHeaders leaves room beside the largest token that is looked at, 16 KiB.
 	maxHeaders = 32 << 10
 	// window of a stream and of a connection: the smallest, so that nobody can
@@ -69,6 +70,10 @@ type ServerConfig struct {
 	HandshakeTimeout time.Duration
 	// Streams bounds the calls at once on one connection, 1000.
 	Streams int
+	// MessageTime is within what a message that has begun on a stream must end,
+	// 10 s. A stream may be silent for hours, so nothing else would ever end half
+	// of one.
+	MessageTime time.Duration
 	// Grace is how long calls may take to end once the server stops, 10 s.
 	Grace      time.Duration
 	Registerer prometheus.Registerer
@@ -92,7 +97,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.RA == nil || cfg.Certificate == nil || cfg.Registerer == nil || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("making mesh server: registration authority, certificate, registerer, log and clock are all required")
 	}
-	if cfg.Connections < 0 || cfg.PeerConnections < 0 || cfg.Strangers < 0 || cfg.Handshakes < 0 || cfg.HandshakeTimeout < 0 || cfg.Streams < 0 || cfg.Grace < 0 {
+	if cfg.Connections < 0 || cfg.PeerConnections < 0 || cfg.Strangers < 0 || cfg.Handshakes < 0 || cfg.HandshakeTimeout < 0 || cfg.Streams < 0 || cfg.MessageTime < 0 || cfg.Grace < 0 {
 		return nil, errors.New("making mesh server: a limit is negative")
 	}
 	cfg.Connections = orDefault(cfg.Connections, defaultConnections)
@@ -101,6 +106,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	cfg.Handshakes = orDefault(cfg.Handshakes, 2*runtime.GOMAXPROCS(0))
 	cfg.HandshakeTimeout = orDefault(cfg.HandshakeTimeout, defaultHandshakeTimeout)
 	cfg.Streams = orDefault(cfg.Streams, defaultStreams)
+	cfg.MessageTime = orDefault(cfg.MessageTime, defaultMessageTime)
 	cfg.Grace = orDefault(cfg.Grace, defaultGrace)
 	s := &Server{cfg: cfg, drain: make(chan struct{}), single: map[string]bool{}}
 	var err error
