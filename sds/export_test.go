@@ -10,9 +10,15 @@ type Decoded struct {
 	PlainRoots              bool
 }
 
-// Decode reads a request.
-func Decode(data []byte) (Decoded, *attest.DenyError) {
-	r := &request{}
+// Decode reads a stream's first request.
+func Decode(data []byte) (Decoded, *attest.DenyError) { return decode(&request{}, data) }
+
+// DecodeLater reads one that is not the first.
+func DecodeLater(data []byte) (Decoded, *attest.DenyError) {
+	return decode(&request{later: true}, data)
+}
+
+func decode(r *request, data []byte) (Decoded, *attest.DenyError) {
 	r.Decode(data)
 	return Decoded{r.names, r.typeURL, r.nonce, r.refusal, r.node.id, r.node.cluster, r.node.plainRoots}, r.deny
 }

@@ -177,9 +177,19 @@ type received struct {
 	err     error
 }
 
+// receive reads until the stream's end. What a request does to its reader ends its
+// stream, not the process.
 func receive(rpc secretv3.SecretDiscoveryService_StreamSecretsServer, requests chan<- received, done <-chan struct{}) {
-	for {
-		r := &request{}
+	defer func() {
+		if v := recover(); v != nil {
+			select {
+			case requests <- received{err: attest.Deny(attest.InternalError, "", "panic reading a request: %v", v)}:
+			case <-done:
+			}
+		}
+	}()
+	for later := false; ; later = true {
+		r := &request{later: later}
 		err := rpc.RecvMsg(r)
 		select {
 		case requests <- received{r, err}:

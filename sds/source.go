@@ -52,6 +52,10 @@ type Holder interface {
 	// Unknown notes a name that stands for nothing, and tells whether it is the
 	// proxy's first request for it.
 	Unknown(name string) (first bool)
+	// Sample tells whether a line of kind about the proxy is to be logged now, and
+	// how many were left out before it: clients that come back in a loop must not
+	// fill a disk.
+	Sample(kind string) (leftOut uint64, ok bool)
 	// Refuse records a refusal of the stream's own and returns the error to end
 	// it with.
 	Refuse(ctx context.Context, deny *attest.DenyError) error

@@ -205,6 +205,8 @@ func (h *holder) Unknown(name string) bool {
 	return h.source.unknown[name] == 1
 }
 
+func (h *holder) Sample(string) (leftOut uint64, ok bool) { return 0, true }
+
 func (h *holder) Refuse(ctx context.Context, deny *attest.DenyError) error {
 	return h.source.Refuse(ctx, deny)
 }

@@ -192,7 +192,9 @@ func (st *stream) answer(text string) {
 		word := "ack"
 		if text != "" {
 			word, sub.refused = "nack", sub.sent
-			st.cfg.Log.Warn("a proxy refused a secret; what it had stays in use", "proxy", st.holder, "node", st.node.id, "nodeCluster", st.node.cluster, "name", sub.name, "version", sub.sent, "error", text)
+			if leftOut, ok := st.holder.Sample("nack"); ok {
+				st.cfg.Log.Warn("a proxy refused a secret; what it had stays in use", "proxy", st.holder, "node", st.node.id, "nodeCluster", st.node.cluster, "name", sub.name, "version", sub.sent, "error", text, "leftOut", leftOut)
+			}
 		}
 		st.metrics.answers.WithLabelValues(sub.topic.String(), word).Inc()
 		st.holder.Answered(sub.name, sub.sent, text)
@@ -252,8 +254,11 @@ func (st *stream) note(name string, before map[uint64]struct{}) {
 		return
 	}
 	st.metrics.unknown.Inc()
-	if st.holder.Unknown(name) {
-		st.cfg.Log.Info("a proxy asks for a name that stands for nothing", "proxy", st.holder, "node", st.node.id, "name", attest.Escape(name))
+	if !st.holder.Unknown(name) {
+		return
+	}
+	if leftOut, ok := st.holder.Sample("unknown name"); ok {
+		st.cfg.Log.Info("a proxy asks for a name that stands for nothing", "proxy", st.holder, "node", st.node.id, "name", attest.Escape(name), "leftOut", leftOut)
 	}
 }
 

@@ -28,6 +28,7 @@ type request struct {
 	nonce   string
 	refusal string // what the client says of the last response, escaped; "" accepts it
 	node    node
+	later   bool              // not the stream's first: its Node is not looked at
 	deny    *attest.DenyError // what is wrong with it
 }
 
@@ -55,7 +56,9 @@ func (r *request) read(data []byte) error {
 	return eachField(data, func(field protowire.Number, value []byte) (err error) {
 		switch field {
 		case requestNode:
-			err = r.node.read(value)
+			if !r.later {
+				err = r.node.read(value)
+			}
 		case requestNames:
 			// One too many is enough to be refused.
 			if len(r.names) <= maxNames {

@@ -93,6 +93,9 @@ func (h *holder) Refuse(ctx context.Context, deny *attest.DenyError) error {
 	return h.proxy.owner.cfg.RA.Refuse(ctx, Door, h.caller, deny)
 }
 
+// Sample implements [sds.Holder].
+func (h *holder) Sample(kind string) (leftOut uint64, ok bool) { return h.proxy.sample(kind) }
+
 // Close implements [sds.Holder].
 func (h *holder) Close() {
 	h.proxy.release(h)
@@ -146,7 +149,9 @@ func (h *holder) Answered(name, version, refusal string) {
 		a.refused, a.refusing = version, true
 	case a.refused == version:
 		p.owner.metrics.unproven.Inc()
-		p.owner.cfg.Log.Info("a proxy accepted what it had refused before, which proves nothing", "proxy", h, "name", name, "version", version)
+		if leftOut, ok := p.sample("unproven"); ok {
+			p.owner.cfg.Log.Info("a proxy accepted what it had refused before, which proves nothing", "proxy", h, "name", name, "version", version, "leftOut", leftOut)
+		}
 	default:
 		if a.accepted != version {
 			p.owner.cfg.Log.Debug("a proxy has a secret", "proxy", h, "name", name, "version", version)

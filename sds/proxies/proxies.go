@@ -53,7 +53,7 @@ type Config struct {
 	// MaxProxies bounds the proxies that are kept, 25,000 at about 8 KiB each.
 	// Those without a stream make room first.
 	MaxProxies int
-	// MaxStreams bounds the streams of one proxy, 200.
+	// MaxStreams bounds the streams of one proxy, 100: dozens are usual.
 	MaxStreams int
 	// Spread is over how long everybody is checked again after a change that
 	// touches everybody, 10 s.
@@ -70,6 +70,7 @@ type Config struct {
 type Proxies struct {
 	cfg     Config
 	metrics *metrics
+	sampler *ra.Sampler
 	slots   chan struct{} // one for each question that nobody waits for
 	work    context.Context
 	stop    context.CancelFunc
@@ -103,7 +104,7 @@ func New(cfg Config) (*Proxies, error) {
 	if cfg.MaxProxies < 0 || cfg.MaxStreams < 0 || cfg.Spread < 0 || cfg.Parallel < 0 {
 		return nil, errors.New("making proxies: a limit is negative")
 	}
-	for limit, fallback := range map[*int]int{&cfg.MaxProxies: 25_000, &cfg.MaxStreams: 200, &cfg.Parallel: 64} {
+	for limit, fallback := range map[*int]int{&cfg.MaxProxies: 25_000, &cfg.MaxStreams: 100, &cfg.Parallel: 64} {
 		if *limit == 0 {
 			*limit = fallback
 		}
@@ -115,7 +116,11 @@ func New(cfg Config) (*Proxies, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making proxies: %w", err)
 	}
-	ps := &Proxies{cfg: cfg, metrics: m, slots: make(chan struct{}, cfg.Parallel), byPod: map[attest.Instance]*proxy{}}
+	sampler, err := ra.NewSampler()
+	if err != nil {
+		return nil, fmt.Errorf("making proxies: %w", err)
+	}
+	ps := &Proxies{cfg: cfg, metrics: m, sampler: sampler, slots: make(chan struct{}, cfg.Parallel), byPod: map[attest.Instance]*proxy{}}
 	ps.work, ps.stop = context.WithCancel(context.Background())
 	ps.news.arrived = make(chan struct{}, 1)
 	return ps, nil

@@ -62,6 +62,15 @@ func play(t *testing.T, change func(*proxies.Config), test func(t *testing.T, s 
 
 func newScene(t *testing.T, life time.Duration, change func(*proxies.Config)) *scene {
 	t.Helper()
+	s := assemble(t, life, change)
+	s.stop = run(t, s.proxies.Run)
+	run(t, s.server.Run)
+	return s
+}
+
+// assemble makes a scene in which nothing runs.
+func assemble(t *testing.T, life time.Duration, change func(*proxies.Config)) *scene {
+	t.Helper()
 	s := &scene{World: ratest.New(t, ratest.Config{CA: leafOf(t, life)})}
 	s.pod, s.token = s.Pod("shop", "web-0", "web", image)
 	cfg := proxies.Config{RA: s.RA, Authority: s.Authority.Authority, Feed: &s.feed, Registerer: s.Metrics, Log: s.Logger(), Now: time.Now}
@@ -75,8 +84,6 @@ func newScene(t *testing.T, life time.Duration, change func(*proxies.Config)) *s
 	if s.server, err = sds.New(sds.Config{Source: s.proxies, Registerer: s.Metrics, Log: s.Logger(), Now: time.Now}); err != nil {
 		t.Fatal(err)
 	}
-	s.stop = run(t, s.proxies.Run)
-	run(t, s.server.Run)
 	return s
 }
 

@@ -73,6 +73,12 @@ func (p *proxy) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("cluster", p.instance.Cluster), slog.String("identity", p.identity.String()), slog.String("podUID", p.instance.PodUID))
 }
 
+// sample tells whether a line of kind is to be logged. It outlives p: one that is
+// refused and comes back is not new to it.
+func (p *proxy) sample(kind string) (leftOut uint64, ok bool) {
+	return p.owner.sampler.Take(kind, p.instance, p.owner.cfg.Now())
+}
+
 // add makes a holder for one more stream; nil without a refusal says that the
 // proxy takes no more.
 func (p *proxy) add(caller attest.Caller) (*holder, *attest.DenyError) {
@@ -277,7 +283,8 @@ func (p *proxy) digestsChanged(digests map[string]bool) {
 	if len(p.holders) == 0 {
 		return
 	}
-	touched := p.held == nil || p.stale
+	// An answer that is under way may rest on images that p.held does not.
+	touched := p.held == nil || p.stale || p.asking
 	if p.held != nil {
 		for _, d := range p.held.digests {
 			touched = touched || digests[d]

@@ -5,7 +5,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"fmt"
 	mathrand "math/rand/v2"
+	"runtime/debug"
 	"time"
 
 	"github.com/hallmark-ca/hallmark/attest"
@@ -27,32 +29,25 @@ type round struct {
 // proxy at a time.
 func (p *proxy) rounds() {
 	ctx := p.owner.work
+	defer func() {
+		if v := recover(); v != nil {
+			p.panicked(ctx, v)
+		}
+	}()
 	for {
 		q := p.next()
 		if q.how == nothing {
 			break
 		}
-		release := func() {}
-		if q.how == background {
-			var ok bool
-			if release, ok = p.owner.slot(ctx, q); !ok {
-				return // shutting down
-			}
+		r, ok := p.ask(ctx, q)
+		if !ok {
+			return // shutting down
 		}
-		r := p.begin()
-		var got *held
-		var err error
-		if r.what == "check" {
-			err = p.owner.cfg.RA.Check(ctx, Door, r.caller, p.identity)
-		} else {
-			got, err = p.owner.issue(ctx, r.caller)
-		}
-		release()
-		if err != nil && ctx.Err() != nil {
+		if r.err != nil && ctx.Err() != nil {
 			return // nobody was refused: shutDown ends the streams
 		}
-		p.owner.metrics.asked(r.what, err)
-		p.settle(r, got, err)
+		p.owner.metrics.asked(r.what, r.err)
+		p.settle(r.round, r.got, r.err)
 	}
 	p.mu.Lock()
 	gone := p.gone
@@ -60,6 +55,52 @@ func (p *proxy) rounds() {
 	if gone {
 		p.owner.forget(p)
 	}
+}
+
+// reply is how a question ended.
+type reply struct {
+	round
+	got *held // nil for a check
+	err error
+}
+
+// ask puts one question in its turn. It reports false where the work is over.
+func (p *proxy) ask(ctx context.Context, q turn) (r reply, ok bool) {
+	if q.how == background {
+		release, ok := p.owner.slot(ctx, q)
+		if !ok {
+			return reply{}, false
+		}
+		defer release()
+	}
+	if r.round = p.begin(); r.what == "check" {
+		r.err = p.owner.cfg.RA.Check(ctx, Door, r.caller, p.identity)
+	} else {
+		r.got, r.err = p.owner.issue(ctx, r.caller)
+	}
+	return r, true
+}
+
+// maxStack bounds how much of a stack is logged.
+const maxStack = 8 << 10
+
+// panicked refuses a proxy whose question ended in a panic: what is known of it
+// may be half of something. It comes back as a new one.
+func (p *proxy) panicked(ctx context.Context, v any) {
+	stack := debug.Stack()
+	if leftOut, ok := p.sample("panic"); ok {
+		p.owner.cfg.Log.Error("a proxy's question panicked; its streams end", "proxy", p, "stack", string(stack[:min(len(stack), maxStack)]), "leftOut", leftOut)
+	}
+	p.mu.Lock()
+	caller := p.caller
+	p.mu.Unlock()
+	err := p.owner.broken(ctx, caller, fmt.Errorf("panic: %v", v))
+	p.mu.Lock()
+	p.end(err)
+	p.leave()
+	p.asking = false
+	p.mu.Unlock()
+	p.owner.forget(p)
 }
 
 // turn is how a question waits to be put.
@@ -166,7 +207,10 @@ func (p *proxy) settle(r round, got *held, err error) {
 	case attest.DenialOf(err).Reason.Kind() == attest.KindUnavailable:
 		p.unavailable(r, err)
 	default:
-		p.owner.cfg.Log.Info("a proxy is refused; its streams end", "proxy", p, "pod", r.caller.Pod.String(), "reason", attest.DenialOf(err).Reason.String(), "streams", len(p.holders))
+		reason := attest.DenialOf(err).Reason.String()
+		if leftOut, ok := p.sample(reason); ok {
+			p.owner.cfg.Log.Info("a proxy is refused; its streams end", "proxy", p, "pod", r.caller.Pod.String(), "reason", reason, "streams", len(p.holders), "leftOut", leftOut)
+		}
 		p.end(err)
 		p.leave()
 	}
@@ -222,6 +266,8 @@ func (p *proxy) unavailable(r round, err error) {
 		p.retry = p.held.svid.Ends()
 	}
 	if valid && p.failures == 1 { // the first of a row: the registration authority logs each
-		p.owner.cfg.Log.Warn("a proxy's question was not answered; what it has stays in use", "proxy", p, "what", r.what, "reason", attest.DenialOf(err).Reason.String(), "ends", p.held.svid.Ends())
+		if leftOut, ok := p.sample("not answered"); ok {
+			p.owner.cfg.Log.Warn("a proxy's question was not answered; what it has stays in use", "proxy", p, "what", r.what, "reason", attest.DenialOf(err).Reason.String(), "ends", p.held.svid.Ends(), "leftOut", leftOut)
+		}
 	}
 }
