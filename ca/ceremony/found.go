@@ -42,7 +42,7 @@ func Found(ctx context.Context, f Founding) (journal.Root, error) {
 	if err != nil {
 		return fail(err)
 	}
-	defer store.Close()
+	defer func() { _ = store.Close() }() // what is durable is so by now
 	switch _, err := store.Load(ctx); {
 	case err == nil:
 		return fail(ErrFounded)

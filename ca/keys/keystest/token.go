@@ -8,6 +8,7 @@
 package keystest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -78,7 +79,7 @@ func New(tb testing.TB) *Token {
 		}
 		tb.Skip(Missing)
 	}
-	t, err := Make(tb.TempDir())
+	t, err := Make(tb.Context(), tb.TempDir())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -91,7 +92,7 @@ func New(tb testing.TB) *Token {
 const label = "hallmark test"
 
 // Make makes a token in dir, for a process whose SOFTHSM2_CONF is its Conf.
-func Make(dir string) (*Token, error) {
+func Make(ctx context.Context, dir string) (*Token, error) {
 	t := &Token{Module: Module(), PINFile: filepath.Join(dir, "pin"), Dir: filepath.Join(dir, "tokens"), Conf: filepath.Join(dir, "softhsm2.conf")}
 	if t.Module == "" {
 		return nil, fmt.Errorf("making token: %s", Missing)
@@ -107,7 +108,7 @@ func Make(dir string) (*Token, error) {
 			return nil, fmt.Errorf("making token: %w", err)
 		}
 	}
-	cmd := exec.Command("softhsm2-util", "--module", t.Module, "--init-token", "--free", "--label", label, "--so-pin", "0123456789", "--pin", PIN)
+	cmd := exec.CommandContext(ctx, "softhsm2-util", "--module", t.Module, "--init-token", "--free", "--label", label, "--so-pin", "0123456789", "--pin", PIN)
 	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+t.Conf)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("making token: %w: %s", err, out)

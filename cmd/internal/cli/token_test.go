@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -31,7 +32,7 @@ func condition(name string) (bool, error) {
 func token(ts *testscript.TestScript, _ bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	ts.Check(os.Mkdir(dir, 0o700))
-	made, err := keystest.Make(dir)
+	made, err := keystest.Make(context.Background(), dir)
 	ts.Check(err)
 	ts.Setenv("SOFTHSM2_CONF", made.Conf)
 	ts.Setenv("TOKEN", made.URI())

@@ -61,7 +61,7 @@ func Found(ctx context.Context, f Founding) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer store.Close()
+	defer func() { _ = store.Close() }() // the key is in the token, open or not
 	// A token that does not open is found out before anything is made.
 	if err := store.Check(ctx); err != nil {
 		return nil, err
