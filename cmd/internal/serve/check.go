@@ -41,7 +41,7 @@ func Check(ctx context.Context, cfg *config.Config) []Finding {
 	g, err := build(ctx, b, cfg)
 	defer g.close()
 	if err != nil {
-		found = append(found, finding{what: "parts", err: err, mend: "see what the line says"})
+		found = append(found, partFinding(err))
 	}
 	found = append(found, probe(ctx, g, cfg)...)
 	out := make([]Finding, len(found))

@@ -35,7 +35,7 @@ func buildImages(b *base, cfg *config.Config) (*imageParts, error) {
 	var err error
 	if cfg.Images.Policies != "" {
 		if p.policies, err = policy.OpenDirectory(policy.DirectoryConfig{Dir: cfg.Images.Policies, Registerer: b.metrics, Log: log}); err != nil {
-			return nil, err
+			return nil, &partError{"image policies", "images.policies", "name a folder that this account can read", err}
 		}
 		current = p.policies.Set
 	}
@@ -43,14 +43,14 @@ func buildImages(b *base, cfg *config.Config) (*imageParts, error) {
 		Dir: b.dir.Path(state.Evidence), Keep: evidenceKeep, MaxBytes: evidenceBytes,
 		Registerer: b.metrics, Log: log, Now: b.now,
 	}); err != nil {
-		return nil, err
+		return nil, &partError{"image evidence", "state", "let this account read and write " + b.dir.Path(state.Evidence) + "; what is in it can be removed, and is fetched again", err}
 	}
 	client, err := registry.New(registry.Config{
 		Insecure: cfg.Images.Insecure, AllowPrivate: cfg.Images.AllowPrivate, CAFiles: cfg.Images.CAFiles,
 		DockerConfig: cfg.Images.DockerConfig, Registerer: b.metrics, Log: log, Now: b.now,
 	})
 	if err != nil {
-		return nil, err
+		return nil, registryError(&cfg.Images, err)
 	}
 	if p.gate, err = signing.NewGate(signing.Config{
 		Mode: cfg.Images.Issuance, Namespaces: cfg.Images.Namespaces,

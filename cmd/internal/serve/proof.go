@@ -17,7 +17,7 @@ type proofParts struct {
 func buildProof(b *base, cfg *config.Config, gate attest.ImageGate) (*proofParts, error) {
 	rest, err := kube.RESTConfig(cfg.Attest.Kubeconfig)
 	if err != nil {
-		return nil, err
+		return nil, kubeconfigError(err)
 	}
 	cluster, err := kube.New(kube.Config{
 		ID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, REST: rest,
@@ -25,7 +25,7 @@ func buildProof(b *base, cfg *config.Config, gate attest.ImageGate) (*proofParts
 		Feed: b.feed, Registerer: b.metrics, Log: b.log.With("part", "attest"), Now: b.now,
 	})
 	if err != nil {
-		return nil, err
+		return nil, kubeconfigError(err)
 	}
 	registrar, err := attest.NewRegistrar(attest.RegistrarConfig{
 		Clusters: map[string]attest.Cluster{cfg.ClusterID: cluster}, Local: cfg.ClusterID, Gate: gate,
