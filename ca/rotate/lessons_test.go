@@ -215,6 +215,50 @@ func TestLessonAClockThatJumps(t *testing.T) {
 	})
 }
 
+// A clock that is set back is noticed, and one that is set before the first look.
+func TestAClockThatJumpsIsNoticed(t *testing.T) {
+	t.Parallel()
+	for _, by := range []time.Duration{31 * time.Second, -31 * time.Second, time.Hour, -time.Hour} {
+		inBubble(t, func(t *testing.T, w *world, _ *rotate.Runner) {
+			<-time.After(10 * time.Hour)
+			r := w.start(t)
+			w.jump(by)
+			refused(t, r.Start(t.Context(), who), "the clock has jumped", "wait")
+			<-time.After(settle - time.Second)
+			refused(t, r.Start(t.Context(), who), "the clock has jumped", "wait")
+			<-time.After(time.Second)
+			must(t, r.Start(t.Context(), who))
+		})
+	}
+	inBubble(t, func(t *testing.T, w *world, r *rotate.Runner) {
+		w.jump(29 * time.Second) // as far as peers may be off
+		must(t, r.Start(t.Context(), who))
+	})
+}
+
+// A step that was reported failed and was stored is done, and its command says so.
+func TestAStepThatWasStoredAllTheSame(t *testing.T) {
+	t.Parallel()
+	for name, command := range map[string]func(context.Context, *world, *rotate.Runner) error{
+		"activate": activate, "abort": func(ctx context.Context, _ *world, r *rotate.Runner) error { return r.Abort(ctx, who) }, "trust": trust,
+	} {
+		inBubble(t, func(t *testing.T, w *world, r *rotate.Runner) {
+			must(t, r.Start(t.Context(), who))
+			records, once := len(w.records), false
+			w.fault = func(call string) fault {
+				if call != "append" || once {
+					return none
+				}
+				once = true
+				return unknownYet
+			}
+			if err := command(t.Context(), w, r); err != nil || len(w.records) != records+1 {
+				t.Errorf("%s: error is %v, %d records more", name, err, len(w.records)-records)
+			}
+		})
+	}
+}
+
 // Lesson: the age of the root is seen by nobody.
 func TestLessonTheRootsAgeIsAnAlert(t *testing.T) {
 	t.Parallel()

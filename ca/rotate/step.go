@@ -31,7 +31,6 @@ func (r *Runner) act(ctx context.Context, who string, d decide) error {
 		return fmt.Errorf("waiting for another step to end: %w", context.Cause(ctx))
 	}
 	defer func() { <-r.turn }()
-	r.lookAtClock() // also where the journal cannot be read
 	err := r.rounds(ctx, who, d)
 	r.settle(err)
 	return err

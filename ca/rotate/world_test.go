@@ -89,6 +89,7 @@ type world struct {
 	issuing   string // the root that is signed under
 	serving   string // the root that we serve under
 	rehearsal bool
+	reverted  bool // a rehearsal was, by this or an earlier process
 	summary   func(census.Question) census.Summary
 	places    []rotate.Place
 	asked     []census.Question
@@ -354,7 +355,7 @@ func (r rehearsal) Begin(context.Context) (since time.Time, err error) {
 
 func (r rehearsal) Revert(context.Context) error {
 	return r.do("revert", func() error {
-		r.w.rehearsal = false
+		r.w.rehearsal, r.w.reverted = false, true
 		for _, root := range r.w.state.Roots {
 			if root.Phase == journal.Draining {
 				r.w.serving = root.ID
