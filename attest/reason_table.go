@@ -120,7 +120,7 @@ var reasonTable = [...]ReasonInfo{
 		"leave all other extensions out"},
 	CSRKeyRefused: {CSRKeyRefused, "CSRKeyRefused", KindInvalid,
 		"The key is too weak or of a kind that is not allowed.",
-		"use ECDSA P-256, P-384 or P-521, Ed25519, or RSA of 2048 to 4096 bits"},
+		"use ECDSA P-256, P-384 or P-521, Ed25519, or RSA of 2048 to 4096 bits with an exponent of 65537 or more"},
 	LifetimeInvalid: {LifetimeInvalid, "LifetimeInvalid", KindInvalid,
 		"The requested lifetime is not positive, or outside what the profile allows.",
 		"ask for a lifetime between the profile's minimum (10 min) and maximum (24 h)"},

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	authzv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/hallmark-ca/hallmark/attest"
@@ -49,6 +51,8 @@ func needed() []access {
 	return all
 }
 
+const badCredentials = "renew the token or certificate in attest.kubeconfig; in a pod, see that its service account exists and its token is mounted"
+
 // Probe looks at what the cluster rests on: whether the API server answers,
 // publishes keys, and lets this account do what it has to. It changes nothing
 // and needs no Run.
@@ -57,6 +61,10 @@ func (c *Cluster) Probe(ctx context.Context) []Finding {
 	keys, err := c.probeKeys(ctx)
 	if err != nil && away(err) {
 		reach.Err, reach.Mend = err, "bring the API server up, or correct attest.kubeconfig: its address, its CA, its proxy"
+		return []Finding{reach}
+	}
+	if apierrors.IsUnauthorized(err) { // nor would any other question be answered
+		reach.Err, reach.Mend = fmt.Errorf("the API server does not know our credentials: %w", err), badCredentials
 		return []Finding{reach}
 	}
 	reach.Note = "the API server at " + c.api.base.Host + " answers"
@@ -87,7 +95,10 @@ func (c *Cluster) probeAccess(ctx context.Context) []Finding {
 			given = append(given, a.String())
 			continue
 		}
-		found = append(found, Finding{What: "access: " + a.String(), Err: err, Mend: "give the account that hallmark runs as the ClusterRole of deploy/"})
+		if apierrors.IsUnauthorized(err) {
+			return append(found, Finding{What: "access", Err: fmt.Errorf("the API server does not know our credentials: %w", err), Mend: badCredentials})
+		}
+		found = append(found, Finding{What: "access: " + a.String(), Err: err, Mend: "give the account that hallmark runs as the ClusterRole of deploy/manifests/access.yaml"})
 		if away(err) {
 			break // the rest would wait for nothing
 		}
@@ -96,6 +107,15 @@ func (c *Cluster) probeAccess(ctx context.Context) []Finding {
 		found = append([]Finding{{What: "access", Note: strings.Join(given, ", ")}}, found...)
 	}
 	return found
+}
+
+// notAllowed is the API server's refusal, with its reasons where it gives any.
+func notAllowed(reasons ...string) error {
+	reasons = slices.DeleteFunc(reasons, func(r string) bool { return strings.TrimSpace(r) == "" })
+	if len(reasons) == 0 {
+		return errors.New("not allowed")
+	}
+	return errors.New("not allowed: " + attest.Escape(strings.Join(reasons, "; ")))
 }
 
 func (c *Cluster) may(ctx context.Context, a access) error {
@@ -114,7 +134,7 @@ func (c *Cluster) may(ctx context.Context, a access) error {
 		return fmt.Errorf("asking for our own access: %w", err)
 	}
 	if !answer.Status.Allowed {
-		return errors.New("not allowed: " + attest.Escape(answer.Status.Reason+answer.Status.EvaluationError))
+		return notAllowed(answer.Status.Reason, answer.Status.EvaluationError)
 	}
 	return nil
 }

@@ -298,6 +298,9 @@ func TestProbe(t *testing.T) {
 		good[2] != "access: create tokenreviews.authentication.k8s.io, get /openid/v1/jwks, get pods, list pods, watch pods, get serviceaccounts, list serviceaccounts, watch serviceaccounts" {
 		t.Errorf("good %q, bad %q", good, bad)
 	}
+	if strings.HasSuffix(bad[0], ": ") || !strings.Contains(bad[0], "not allowed") {
+		t.Errorf("%q announces a reason, and gives none", bad[0])
+	}
 	w.set(failWith("jwks", http.StatusForbidden, metav1.StatusReasonForbidden))
 	if _, bad = texts(); len(bad) != 4 || !strings.HasPrefix(bad[0], "keys of tokens: ") {
 		t.Errorf("without keys: %q", bad)
@@ -305,6 +308,13 @@ func TestProbe(t *testing.T) {
 	w.set(failWith("access", http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable))
 	if _, bad = texts(); len(bad) != 1 {
 		t.Errorf("while access cannot be asked: %q", bad)
+	}
+	// A token that is not known is said once, whatever is asked first.
+	for _, asked := range []string{"jwks", "access"} {
+		w.set(failWith(asked, http.StatusUnauthorized, metav1.StatusReasonUnauthorized))
+		if _, bad = texts(); len(bad) != 1 || !strings.Contains(bad[0], "does not know our credentials") {
+			t.Errorf("a bad token, at %s: %q", asked, bad)
+		}
 	}
 	w.Close()
 	if good, bad = texts(); len(good) != 0 || len(bad) != 1 || !strings.HasPrefix(bad[0], `cluster "Kubernetes": `) {
