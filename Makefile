@@ -24,7 +24,7 @@ build: ## build bin/hallmark, static
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/hallmark ./cmd/hallmark
 
 build-pkcs11: ## build bin/hallmark-pkcs11, for roots in a token or HSM (needs a C compiler)
-	CGO_ENABLED=1 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/hallmark-pkcs11 ./cmd/hallmark
+	CGO_ENABLED=1 go build -trimpath -tags netgo,osusergo -ldflags '$(LDFLAGS)' -o bin/hallmark-pkcs11 ./cmd/hallmark
 
 test: unit e2e ## everything: unit tests, race detector, real systems
 
