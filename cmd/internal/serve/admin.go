@@ -52,6 +52,9 @@ func facts(b *base, cfg *config.Config, g *graph, serving *servingCertificate, s
 		usage := g.authority.ledger.Usage()
 		f.LedgerUsage = &usage
 	}
+	if all, behind, first := g.publish.behind(); behind > 0 {
+		f.More = append(f.More, admin.Line{Name: "bundle places", Text: fmt.Sprintf("%d of %d do not hold the newest: %s", behind, all, first)})
+	}
 	if n := len(g.images.problems()); n > 0 {
 		f.More = append(f.More, admin.Line{Name: "image policies", Text: fmt.Sprintf("%d problems: hallmark serve --check lists them", n), Bad: true})
 	}

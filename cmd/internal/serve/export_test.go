@@ -11,6 +11,7 @@ import (
 
 	"github.com/hallmark-ca/hallmark/attest"
 	"github.com/hallmark-ca/hallmark/ca"
+	"github.com/hallmark-ca/hallmark/ca/publish"
 	"github.com/hallmark-ca/hallmark/cmd/internal/config"
 )
 
@@ -65,4 +66,31 @@ func (s *Serving) Serial() string {
 		return ""
 	}
 	return cert.Leaf.SerialNumber.Text(16)
+}
+
+// EndpointDoor is the port of the bundle endpoint.
+type EndpointDoor = endpointDoor
+
+// NewEndpointDoor makes one that looks at its certificate as often as given.
+func NewEndpointDoor(authority *ca.Authority, cfg *config.Config, now func() time.Time, look time.Duration) (*EndpointDoor, error) {
+	d, err := buildEndpoint(testBase(now), cfg, authority)
+	if err == nil {
+		d.look = look
+	}
+	return d, err
+}
+
+// Run keeps the port open until ctx ends.
+func (d *EndpointDoor) Run(ctx context.Context) error { return d.run(ctx) }
+
+// Report tells what its readers hold.
+func (d *EndpointDoor) Report() []publish.Reader { return d.report() }
+
+// Findings are those of a check beside no server, by what was looked at.
+func (d *EndpointDoor) Findings(ctx context.Context) map[string]error {
+	out := map[string]error{}
+	for _, f := range d.findings(ctx, false) {
+		out[f.what] = f.err
+	}
+	return out
 }

@@ -15,6 +15,7 @@ type graph struct {
 	authority  *authorityParts
 	images     *imageParts
 	proof      *proofParts
+	publish    *publishParts
 	conditions []condition
 	doors      []unit // stopped first
 	workers    []unit
@@ -49,11 +50,10 @@ func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
 	if err != nil {
 		return g, err
 	}
-	publish, err := buildPublish(b, cfg, g.authority.authority)
-	if err != nil {
+	if g.publish, err = buildPublish(b, cfg, g.authority.authority); err != nil {
 		return g, err
 	}
-	rotation, err := buildRotation(b, cfg, g.authority, publish, &rehearsal{
+	rotation, err := buildRotation(b, cfg, g.authority, g.publish, &rehearsal{
 		replica: g.authority.replica, serving: serving, server: mesh.server, now: b.now, log: b.log.With("part", "rotation"),
 	})
 	if err != nil {
@@ -70,7 +70,7 @@ func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
 		g.workers = append(g.workers, unit{"census", restoreCensus(b, consumers, g.authority.ledger)})
 	}
 	g.workers = append(g.workers, g.images.units()...)
-	g.workers = append(g.workers, publish.units()...)
+	g.workers = append(g.workers, g.publish.workers()...)
 	g.workers = append(g.workers,
 		unit{"issuing CA", g.authority.replica.Run}, unit{"serving certificate", serving.run},
 		unit{"view of the cluster", g.proof.cluster.Run}, unit{"proxies", mesh.proxies.Run}, unit{"rotation", rotation.Run})
@@ -78,6 +78,7 @@ func build(ctx context.Context, b *base, cfg *config.Config) (*graph, error) {
 		{"mesh port", mesh.run}, {"streams of secrets", mesh.streams.Run}, {"gRPC health", mesh.health(g.conditions)},
 		{"metrics", buildMetrics(b, cfg, g.conditions).run}, {"admin socket", socket.Run},
 	}
+	g.doors = append(g.doors, g.publish.doors()...)
 	return g, nil
 }
 
