@@ -266,6 +266,7 @@ func TestEveryFileIsTested(t *testing.T) {
 		"envoy/trust.yaml":              "TestEnvoySamples",
 		"envoy/sidecar-envoy-grpc.yaml": "TestEnvoySamples", "envoy/sidecar-google-grpc.yaml": "TestEnvoySamples",
 		"manifests/kustomization.yaml": "TestKustomization",
+		"publish/access.yaml":          "TestAccessFile and TestServePublishes of test/publish",
 	}
 	for _, name := range readKustomization(t).Resources {
 		tested["manifests/"+name] = "TestInstallation"
