@@ -78,11 +78,12 @@ func chaos(t *testing.T, seed uint64) {
 	}
 	chance := []float64{0, 0.01, 0.05, 0.3}[rng.IntN(4)]
 	c.mu.Lock()
-	c.fault = func(call string) fault {
-		if rng.Float64() >= chance {
+	luck := rand.New(rand.NewPCG(seed, 8)) // the Runner's, which runs beside
+	c.fault = func(string) fault {
+		if luck.Float64() >= chance {
 			return none
 		}
-		return []fault{fails, fails, unknown, unknownYet, failsDone, rival, diesBefore, diesAfter}[rng.IntN(8)]
+		return []fault{fails, fails, unknown, unknownYet, failsDone, rival, diesBefore, diesAfter}[luck.IntN(8)]
 	}
 	c.mu.Unlock()
 	c.restart()
