@@ -20,18 +20,21 @@ import (
 	"github.com/hallmark-ca/hallmark/attest/memo"
 )
 
-// Config is what [New] needs. All fields are required but Limits.
+// Config is what [New] needs. All fields are required but ServerAudience
+// and Limits.
 type Config struct {
 	ID          string
 	TrustDomain attest.TrustDomain
 	REST        *rest.Config
-	Audiences   []string      // of which a token must carry one
-	ReviewCache time.Duration // how long a review is believed at most
-	Feed        *attest.Feed  // told of pods that changed or went
-	Limits      Limits
-	Registerer  prometheus.Registerer
-	Log         *slog.Logger
-	Now         func() time.Time
+	Audiences   []string // of which a token must carry one
+	// ServerAudience permits that one of Audiences is the API server's own.
+	ServerAudience bool
+	ReviewCache    time.Duration // how long a review is believed at most
+	Feed           *attest.Feed  // told of pods that changed or went
+	Limits         Limits
+	Registerer     prometheus.Registerer
+	Log            *slog.Logger
+	Now            func() time.Time
 }
 
 // Limits are the bounds of one cluster. A field that is zero has its default.
@@ -85,19 +88,20 @@ const (
 
 // Cluster is one Kubernetes cluster. It implements [attest.Cluster].
 type Cluster struct {
-	cfg     Config
-	limits  Limits
-	now     func() time.Time
-	api     *api
-	keys    *keys
-	view    *view
-	pool    *pool
-	health  health
-	buckets *buckets
-	reviews *memo.Cache[reviewKey, attest.Bound]
-	lookups *memo.Cache[lookupKey, found]
-	metrics *metrics
-	watches [kinds]atomic.Pointer[string] // what is wrong with each; nil: nothing
+	cfg       Config
+	limits    Limits
+	now       func() time.Time
+	api       *api
+	keys      *keys
+	view      *view
+	pool      *pool
+	health    health
+	buckets   *buckets
+	audiences *memo.Cache[struct{}, []string] // the API server's own
+	reviews   *memo.Cache[reviewKey, attest.Bound]
+	lookups   *memo.Cache[lookupKey, found]
+	metrics   *metrics
+	watches   [kinds]atomic.Pointer[string] // what is wrong with each; nil: nothing
 }
 
 var _ attest.Cluster = (*Cluster)(nil)
@@ -133,6 +137,12 @@ func (c *Cluster) build() error {
 		return err
 	}
 	if c.buckets, err = newBuckets(c.limits.PodReviews, min(podReviewEvery, c.cfg.ReviewCache/4)); err != nil {
+		return err
+	}
+	c.audiences, err = memo.New[struct{}, []string](memo.Config{
+		Size: 1, NegativeSize: 1, Negative: refusalFor, Running: 1, Timeout: c.limits.CallTime, Now: c.now,
+	})
+	if err != nil {
 		return err
 	}
 	c.reviews, err = memo.New[reviewKey, attest.Bound](memo.Config{

@@ -68,7 +68,7 @@ func (c *Cluster) Probe(ctx context.Context) []Finding {
 		return []Finding{reach}
 	}
 	reach.Note = "the API server at " + c.api.base.Host + " answers"
-	return append([]Finding{reach, keys}, c.probeAccess(ctx)...)
+	return append([]Finding{reach, keys, c.probeAudiences(ctx)}, c.probeAccess(ctx)...)
 }
 
 func (c *Cluster) probeKeys(ctx context.Context) (Finding, error) {

@@ -90,16 +90,18 @@ func (c *Cluster) checkToken(ctx context.Context, token string) (claims, error) 
 // server's own word is remembered: an error of the way there is not, and neither
 // is a refusal for asking too often.
 func (c *Cluster) review(ctx context.Context, token string, own claims) memo.Answer[attest.Bound] {
-	switch c.health.allow(c.now()) {
-	case refused:
+	leave := c.health.allow(c.now())
+	if leave == refused {
 		return memo.Answer[attest.Bound]{Err: errAway}
-	case given:
-		// A trial is bounded by health itself and costs the pod nothing: the
-		// buckets of the few pods of a small cluster must outlast an outage.
-		if pod := own.Kubernetes.Pod.UID; !c.buckets.take(pod, c.now()) {
-			return memo.Answer[attest.Bound]{Err: attest.Deny(attest.CallerRateExceeded, own.bound().Ref().String(),
-				"%d tokens of this pod (%s) were reviewed at once, and one more is each %s", c.buckets.burst, pod, c.buckets.every)}
-		}
+	}
+	if err := c.checkAudiences(ctx); err != nil {
+		return memo.Answer[attest.Bound]{Err: err}
+	}
+	// A trial is bounded by health itself and costs the pod nothing: the buckets
+	// of the few pods of a small cluster must outlast an outage.
+	if pod := own.Kubernetes.Pod.UID; leave == given && !c.buckets.take(pod, c.now()) {
+		return memo.Answer[attest.Bound]{Err: attest.Deny(attest.CallerRateExceeded, own.bound().Ref().String(),
+			"%d tokens of this pod (%s) were reviewed at once, and one more is each %s", c.buckets.burst, pod, c.buckets.every)}
 	}
 	begun := time.Now()
 	request := authv1.TokenReview{

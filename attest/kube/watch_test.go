@@ -294,8 +294,8 @@ func TestProbe(t *testing.T) {
 		return good, bad
 	}
 	good, bad := texts()
-	if len(good) != 3 || len(bad) != 3 || !strings.HasPrefix(bad[0], "access: get nodes: ") || w.count("access") != 11 ||
-		good[2] != "access: create tokenreviews.authentication.k8s.io, get /openid/v1/jwks, get pods, list pods, watch pods, get serviceaccounts, list serviceaccounts, watch serviceaccounts" {
+	if len(good) != 4 || len(bad) != 3 || !strings.HasPrefix(bad[0], "access: get nodes: ") || w.count("access") != 11 ||
+		good[3] != "access: create tokenreviews.authentication.k8s.io, get /openid/v1/jwks, get pods, list pods, watch pods, get serviceaccounts, list serviceaccounts, watch serviceaccounts" {
 		t.Errorf("good %q, bad %q", good, bad)
 	}
 	if strings.HasSuffix(bad[0], ": ") || !strings.Contains(bad[0], "not allowed") {

@@ -27,7 +27,11 @@ type attestFile struct {
 	// and Hallmark.
 	SourceAddress string `json:"sourceAddress"`
 	// Permits an audience of the API server's own in attest.audiences: every token
-	// that pods send to the API server is then good for an identity, too.
+	// that pods send to the API server is then good for an identity, too. Which
+	// they are is asked of the API server with Hallmark's own token, and without
+	// this no token is taken while one is named. Where Hallmark shows a client
+	// certificate instead, it is not known: only names that begin with
+	// https://kubernetes.default are recognised.
 	UnsafeAPIServerAudience bool `json:"unsafeAPIServerAudience"`
 }
 
@@ -38,6 +42,8 @@ type Attest struct {
 	MaxStaleness  time.Duration
 	ReviewCache   time.Duration
 	SourceAddress attest.SourceAddressMode
+	// UnsafeAPIServerAudience permits an audience of the API server's own.
+	UnsafeAPIServerAudience bool
 }
 
 const (
@@ -54,6 +60,7 @@ func (c *checker) attest(f *attestFile) Attest {
 		ReviewCache:  c.duration("attest.reviewCache", f.ReviewCache, maxReviewCache),
 		SourceAddress: choose(c, "attest.sourceAddress", f.SourceAddress, []string{"disabled", "log", "enforce"},
 			[]attest.SourceAddressMode{attest.SourceAddressDisabled, attest.SourceAddressLog, attest.SourceAddressEnforce}),
+		UnsafeAPIServerAudience: f.UnsafeAPIServerAudience,
 	}
 	if f.Kubeconfig != "" && !filepath.IsAbs(f.Kubeconfig) {
 		c.add("attest.kubeconfig", fmt.Sprintf("%q is no absolute path", f.Kubeconfig), "write the whole path")

@@ -21,7 +21,7 @@ func buildProof(b *base, cfg *config.Config, gate attest.ImageGate) (*proofParts
 	}
 	cluster, err := kube.New(kube.Config{
 		ID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, REST: rest,
-		Audiences: cfg.Attest.Audiences, ReviewCache: cfg.Attest.ReviewCache,
+		Audiences: cfg.Attest.Audiences, ServerAudience: cfg.Attest.UnsafeAPIServerAudience, ReviewCache: cfg.Attest.ReviewCache,
 		Feed: b.feed, Registerer: b.metrics, Log: b.log.With("part", "attest"), Now: b.now,
 	})
 	if err != nil {
