@@ -9,7 +9,8 @@
 // the locks of the state directory, and probes what it rests on.
 //
 // Invariants: a part that fails stops the whole server, which then stops in the
-// same order; nothing is served before it can be answered for; no secret is
+// same order (publishers of the bundle try again instead, and a rotation waits
+// for them); nothing is served before it can be answered for; no secret is
 // logged (a guard in the log handler stands behind the types that hide their
 // own).
 //
