@@ -17,7 +17,7 @@ import (
 
 // sequences is how many random sequences are run; HALLMARK_ROTATE_SEQUENCES sets
 // another number, HALLMARK_ROTATE_SEED runs one alone.
-const sequences = 300
+const sequences = 120
 
 // TestChaos runs random sequences of steps, faults, deaths and clock jumps, and
 // holds what was seen against the invariants. At the end of each, in calm, every

@@ -4,7 +4,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
@@ -87,7 +86,7 @@ func TestTrustRefuses(t *testing.T) {
 		return der
 	}
 	below := func() []byte {
-		var up *rsa.PrivateKey = catest.RSA(t, 2048)
+		up := catest.RSA(t, 2048)
 		der, err := x509.CreateCertificate(rand.Reader, template("below"), template("above"), catest.Key(t).Public(), up)
 		must(t, err)
 		return der

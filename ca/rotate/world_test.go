@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -152,11 +153,16 @@ func (w *world) makeRoot(life time.Duration, now time.Time) (journal.Root, crypt
 
 // append stores rec; mu is held, or nobody else is there yet.
 func (w *world) append(rec journal.Record) error {
+	var b journal.Body
+	if err := json.Unmarshal(rec.Body, &b); err != nil {
+		return err
+	}
+	if b.Number != w.state.Number+1 || b.Previous != w.state.Head {
+		return journal.ErrConflict
+	}
 	next, err := journal.Replay(append(w.records[:len(w.records):len(w.records)], rec))
 	if err != nil {
-		if next.Number == 0 && len(w.records) > 0 {
-			return fmt.Errorf("%w (%v)", journal.ErrConflict, err)
-		}
+		w.wrong("invariant 5: a record was appended that does not replay: %v", err)
 		return err
 	}
 	before := w.state
