@@ -70,24 +70,23 @@ func buildEndpoint(b *base, cfg *config.Config, authority *ca.Authority) (*endpo
 // run keeps the port open until ctx ends.
 func (d *endpointDoor) run(ctx context.Context) error {
 	pause := endpointRetryFirst
-	for {
+	for ctx.Err() == nil {
 		began := d.now()
 		err := d.serve(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		d.shut(err)
 		if d.now().Sub(began) > endpointRetryLast {
 			pause = endpointRetryFirst // it was open
 		}
-		d.log.Error("the bundle endpoint is shut", "error", err, "retryIn", pause.String())
+		if err != nil && ctx.Err() == nil {
+			d.shut(err)
+			d.log.Error("the bundle endpoint is shut", "error", err, "retryIn", pause.String())
+		}
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, endpointRetryLast)
 	}
+	return nil
 }
 
 // serve opens the port and returns when it is shut, nil only after ctx has ended.

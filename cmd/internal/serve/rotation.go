@@ -39,34 +39,42 @@ func buildCensus(b *base, gone func(string, attest.PodRef, time.Time) bool) (*ce
 }
 
 // restoreCensus tells the census who holds leaves that earlier processes have
-// given out. Until then no gate opens.
+// given out. Until then no gate opens; where the ledger cannot be read, none
+// opens at all, and nothing else suffers.
 func restoreCensus(b *base, c *census.Census, l *ledger.Ledger) func(context.Context) error {
+	log := b.log.With("part", "census")
 	return func(ctx context.Context) error {
-		// Not by the configured maximum: it may have been longer before.
-		filter := ledger.Filter{Since: b.now().Add(-profile.LeafCeiling - time.Minute)}
-		restored, start := 0, b.now()
-		for entry, err := range ledger.Query(ctx, b.dir.FS(), state.Ledger, filter) {
-			if errors.Is(err, ledger.ErrRefusals) {
-				b.log.Warn("records of refusals cannot be read", "part", "ledger", "error", err)
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("reading the ledger for who holds certificates: %w", err)
-			}
-			if entry.Intent == nil || entry.Number > l.Opened() {
-				continue // a refusal, or of this process
-			}
-			c.Restore(entry)
-			restored++
-		}
-		if ctx.Err() != nil {
+		start := b.now()
+		restored, err := readCensus(ctx, b, c, l)
+		switch {
+		case ctx.Err() != nil:
 			return nil
+		case err != nil:
+			log.Error("who holds certificates cannot be read from the ledger: no root is rotated until it can; hallmark ledger verify says what is wrong", "error", err)
+		default:
+			c.Restored()
+			log.Info("who holds certificates is known again", "issuances", restored, "after", b.now().Sub(start).Round(time.Millisecond).String())
 		}
-		c.Restored()
-		b.log.Info("who holds certificates is known again", "part", "census", "issuances", restored, "after", b.now().Sub(start).Round(time.Millisecond).String())
 		<-ctx.Done()
 		return nil
 	}
+}
+
+func readCensus(ctx context.Context, b *base, c *census.Census, l *ledger.Ledger) (restored int, err error) {
+	// Not by the configured maximum: it may have been longer before.
+	filter := ledger.Filter{Since: b.now().Add(-profile.LeafCeiling - time.Minute)}
+	for entry, err := range ledger.Query(ctx, b.dir.FS(), state.Ledger, filter) {
+		switch {
+		case errors.Is(err, ledger.ErrRefusals):
+			b.log.Warn("records of refusals cannot be read", "part", "ledger", "error", err)
+		case err != nil:
+			return restored, err
+		case entry.Intent != nil && entry.Number <= l.Opened(): // no refusal, and not of this process
+			c.Restore(entry)
+			restored++
+		}
+	}
+	return restored, nil
 }
 
 func buildRotation(b *base, cfg *config.Config, authority *authorityParts, publish *publishParts, r rotate.Rehearsal) (*rotate.Runner, error) {
