@@ -294,13 +294,19 @@ func (s *site) published(roots int, but ...string) error {
 		if slices.Contains(but, ns.Name) {
 			continue
 		}
-		if err != nil || cm.Data[kube.IstioKey] != string(text) {
-			return fmt.Errorf("namespace %s holds %.40q (%v)", ns.Name, cm.Data[kube.IstioKey], err)
+		if err != nil {
+			return err
+		}
+		if got := cm.Data[kube.IstioKey]; got != string(text) {
+			return fmt.Errorf("namespace %s holds %.40q", ns.Name, got)
 		}
 	}
 	ctb, err := s.client.CertificatesV1beta1().ClusterTrustBundles().Get(s.ctx, kube.IstioTrustBundle, metav1.GetOptions{})
-	if err != nil || ctb.Spec.TrustBundle != string(text) {
-		return fmt.Errorf("the ClusterTrustBundle holds %.40q (%v)", ctb.Spec.TrustBundle, err)
+	if err != nil {
+		return err
+	}
+	if ctb.Spec.TrustBundle != string(text) {
+		return fmt.Errorf("the ClusterTrustBundle holds %.40q", ctb.Spec.TrustBundle)
 	}
 	return s.endpointHolds(roots)
 }
@@ -326,8 +332,11 @@ func (s *site) endpointHolds(roots int) error {
 		return err
 	}
 	b, err := bundle.Parse(td, body)
-	if err != nil || len(b.Roots) != roots {
-		return fmt.Errorf("the endpoint holds %d roots, want %d (%v)", len(b.Roots), roots, err)
+	if err != nil {
+		return err
+	}
+	if len(b.Roots) != roots {
+		return fmt.Errorf("the endpoint holds %d roots, want %d", len(b.Roots), roots)
 	}
 	return nil
 }
