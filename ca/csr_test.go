@@ -319,7 +319,7 @@ func TestKeysRefused(t *testing.T) {
 	for name, key := range map[string]crypto.PublicKey{
 		"none":            nil,
 		"P-224":           catest.Curve(t, elliptic.P224()).Public(),
-		"curve by hand":   &ecdsa.PublicKey{Curve: &elliptic.CurveParams{Name: "P-256", BitSize: 256}, X: big.NewInt(1), Y: big.NewInt(1)},
+		"curve by hand":   &ecdsa.PublicKey{Curve: &elliptic.CurveParams{Name: "P-256", BitSize: 256}, X: big.NewInt(1), Y: big.NewInt(1)}, //nolint:staticcheck // no other way makes one that is wrong
 		"short Ed25519":   ed25519.PublicKey("short"),
 		"RSA-1024":        catest.RSA(t, 1024).Public(),
 		"RSA, e = 65535":  &short,

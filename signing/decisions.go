@@ -165,7 +165,7 @@ func (g *Gate) reconsider(ctx context.Context) error {
 	turned := map[string]bool{}
 	for _, key := range g.decisions.Keys() {
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it was asked to end
 		}
 		d, ok := g.decisions.Peek(key)
 		if !ok {

@@ -118,7 +118,11 @@ func TestReplay(t *testing.T) {
 		t.Errorf("bundle = %v, %v", certs, err)
 	}
 	for _, rec := range a.records {
-		for _, secret := range [][]byte{a.key.D.Bytes(), []byte(hex.EncodeToString(a.key.D.Bytes()))} {
+		scalar, err := a.key.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, secret := range [][]byte{scalar, []byte(hex.EncodeToString(scalar))} {
 			if bytes.Contains(rec.Body, secret) {
 				t.Error("a private key is in the journal")
 			}

@@ -28,7 +28,7 @@ func (l *Ledger) recover(ctx context.Context) error {
 		l.founded = true
 		return l.begin(1)
 	}
-	if s.stopped != errEnd {
+	if !errors.Is(s.stopped, errEnd) {
 		l.cfg.Log.Warn("the ledger's last write did not complete; it was never acknowledged, and is dropped", "segment", s.header.Segment, "offset", s.end, "why", s.stopped)
 	}
 	w := &l.w

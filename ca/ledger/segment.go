@@ -168,7 +168,7 @@ func readSteady(fsys durable.FS, dir string, n uint64, until *commit) ([]byte, *
 			return nil, nil, err
 		}
 		s, err := scanSegment(data, until)
-		whole := err == nil && s.stopped == errEnd && commitsBehind(data, s) < 2
+		whole := err == nil && errors.Is(s.stopped, errEnd) && commitsBehind(data, s) < 2
 		if err != nil || whole || s.end == end {
 			return data, s, err
 		}

@@ -144,7 +144,7 @@ func (v *verification) end(n uint64, s *scan, data []byte, until *commit) {
 	switch behind := commitsBehind(data, s); {
 	case behind > 1:
 		v.find("segment %d is damaged at offset %d: %d commits stand behind it", n, s.end, behind)
-	case s.stopped != errEnd:
+	case !errors.Is(s.stopped, errEnd):
 		v.Notes = append(v.Notes, fmt.Sprintf("segment %d has a torn tail at offset %d, which was never acknowledged", n, s.end))
 	}
 }

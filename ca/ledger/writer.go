@@ -63,7 +63,7 @@ func (l *Ledger) Run(ctx context.Context) error {
 			l.madeNext(err)
 		case <-l.wake:
 			l.pace(ctx)
-			l.flush()
+			_ = l.flush() // who waits for it has been told
 		}
 	}
 	l.mu.Lock()

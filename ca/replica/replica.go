@@ -125,7 +125,7 @@ func (r *Replica) Run(ctx context.Context) error {
 	for {
 		wait, err := r.attempt(ctx, renew)
 		if err != nil {
-			return nil // ctx has ended
+			return nil //nolint:nilerr // ctx has ended, and that is no failure
 		}
 		select {
 		case <-ctx.Done():

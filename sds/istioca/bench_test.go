@@ -2,7 +2,6 @@ package istioca_test
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -66,7 +65,7 @@ func benchmark(b *testing.B, tokenOf func(*door) string) {
 			for left.Add(-1) >= 0 {
 				answer, err := clients[i%connections].CreateCertificate(ctx, req)
 				if (err == nil) != (token != "garbage") || err == nil && len(answer.GetCertChain()) < 3 {
-					b.Error(fmt.Errorf("answer is %v", err))
+					b.Errorf("answer is %v", err)
 					return
 				}
 			}

@@ -129,7 +129,7 @@ func (g *guard) stranger(c *conn) {
 	}
 	g.mu.Unlock()
 	if oldest != nil {
-		oldest.Close()
+		_ = oldest.Close() // gone either way
 		g.refuse(oldest.peer, attest.Deny(attest.Overloaded, "", "more than %d connections on which nobody has proved anything", g.cfg.Strangers))
 	}
 }
@@ -162,14 +162,14 @@ func (g *guard) endBefore(at time.Time, over time.Duration) (n int) {
 	for c := range g.conns {
 		if c.accepted.Before(at) {
 			n++
-			time.AfterFunc(rand.N(over), func() { c.Close() })
+			time.AfterFunc(rand.N(over), func() { _ = c.Close() }) // gone either way
 		}
 	}
 	return n
 }
 
 func (g *guard) refuse(peer netip.Addr, deny *attest.DenyError) {
-	g.cfg.RA.refuse(context.Background(), refusalOf{door: DoorMesh, peer: peer, deny: deny})
+	_ = g.cfg.RA.refuse(context.Background(), refusalOf{door: DoorMesh, peer: peer, deny: deny})
 }
 
 // ServerHandshake implements [credentials.TransportCredentials]. The deadline

@@ -101,7 +101,7 @@ func (m *messages) read(length int) ([]byte, error) {
 	for len(data) < length {
 		piece, err := m.from.Read(min(length-len(data), messagePiece))
 		if err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return nil, cut(err)
@@ -123,7 +123,7 @@ func cut(err error) error {
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return attest.Deny(attest.RequestMalformed, "", "the stream ended within a message")
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return err
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), status.Code(err) != codes.Unknown:
 		return err

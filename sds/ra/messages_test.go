@@ -3,6 +3,7 @@ package ra_test
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"io"
 	"testing"
 	"time"
@@ -154,7 +155,7 @@ func TestCutMessages(t *testing.T) {
 			err := <-ended
 			deny := ra.Received(err)
 			switch {
-			case c.fine && err != io.EOF:
+			case c.fine && !errors.Is(err, io.EOF):
 				t.Errorf("error is %v", err)
 			case !c.fine && (deny == nil || deny.Reason != attest.RequestMalformed || status.Code(ra.Status(err)) != codes.InvalidArgument):
 				t.Errorf("error is %v", err)

@@ -121,7 +121,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		grpc.MaxConcurrentStreams(uint32(min(cfg.Streams, 1<<20))),
 		grpc.ConnectionTimeout(cfg.HandshakeTimeout),
 		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(window),
-		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(readBuffer),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsNoFasterThan, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingTimeout, MaxConnectionIdle: maxIdle}),
@@ -171,8 +171,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		close(stopped)
 	}()
 	if within(stopped, s.cfg.Grace) {
-		<-served
-		return nil
+		return <-served
 	}
 	s.cfg.Log.Warn("calls were cut off: they had not ended in time", "grace", s.cfg.Grace.String())
 	go s.grpc.Stop()
@@ -181,8 +180,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	if !within(stopped, s.cfg.Grace) {
 		return errors.New("stopping mesh port: handlers did not end")
 	}
-	<-served
-	return nil
+	return <-served
 }
 
 func within(done <-chan struct{}, d time.Duration) bool {

@@ -125,7 +125,7 @@ func TestReadinessTellsNoErrors(t *testing.T) {
 	secret := fmt.Sprintf(`list pods: dial tcp 10.96.0.1:443: refused, with %s, for /var/lib/hallmark/ledger`, token)
 	w := httptest.NewRecorder()
 	serve.Admin(serve.Condition("view of the cluster", func() error { return errors.New(secret) })).
-		ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
 	if w.Code != http.StatusServiceUnavailable || w.Body.String() != "not ready: view of the cluster (hallmark status says why)\n" {
 		t.Errorf("%d %q", w.Code, w.Body.String())
 	}

@@ -48,7 +48,7 @@ func restoreCensus(b *base, c *census.Census, l *ledger.Ledger) func(context.Con
 		restored, err := readCensus(ctx, b, c, l)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was asked to end
 		case err != nil:
 			log.Error("who holds certificates cannot be read from the ledger: no root is rotated until it can; hallmark ledger verify says what is wrong", "error", err)
 		default:

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -90,7 +91,7 @@ func TestReadinessNamesWhatIsMissing(t *testing.T) {
 	handler := serve.Admin(serve.Condition("ledger", func() error { return missing }), serve.Condition("issuing CA", func() error { return nil }))
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()
-		handler.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		return w.Code, w.Body.String()
 	}
 	if code, body := get("/readyz"); code != 200 || body != "ok: ledger\nok: issuing CA\n" {

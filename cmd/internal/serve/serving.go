@@ -92,7 +92,7 @@ func (s *servingCertificate) run(ctx context.Context) error {
 		next, err := s.mint(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // it was asked to end
 			}
 			s.log.Error("making our own certificate failed; the last one stays in use", "error", err, "retryIn", servingRetry.String())
 			next = servingRetry

@@ -153,14 +153,14 @@ type Running struct {
 // Serve runs s on a loopback port until the test ends, or Stop is called.
 func Serve(tb testing.TB, s *ra.Server) *Running {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &Running{Addr: l.Addr().String(), stop: cancel, done: make(chan error, 1)}
 	go func() { r.done <- s.Run(ctx, l) }()
-	tb.Cleanup(func() { r.Stop() })
+	tb.Cleanup(func() { _ = r.Stop() }) // a test that minds asks itself
 	return r
 }
 
@@ -185,7 +185,7 @@ func (w *World) Dial(tb testing.TB, addr string, opts ...grpc.DialOption) *grpc.
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { conn.Close() })
+	tb.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
 
