@@ -203,11 +203,14 @@ func (c *trial) jumps() {
 	// No process that begins meanwhile could know, and one that has not looked
 	// yet has nothing to hold it against.
 	c.pass(2)
+	c.mu.Lock()
+	faulty := c.fault
+	c.fault = func(string) fault { return none }
+	c.mu.Unlock()
 	c.revive()
 	born := c.born
 	c.mu.Lock()
-	calls, faulty := len(c.calls), c.fault
-	c.fault = func(string) fault { return none }
+	calls := len(c.calls)
 	c.offset += by
 	c.m.wrongBy = by
 	c.mu.Unlock()
