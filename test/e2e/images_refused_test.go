@@ -148,12 +148,13 @@ func TestTagMovedBeforeItRuns(t *testing.T) {
 	_, err = pods.Report(s.ctx, s.Cluster.Client(), created, corev1.PodPending, app(tag))
 	must(t, err)
 	pod := s.As(created, account)
-	_, err = s.create(pod, s.token(pod))
+	token := s.token(pod)
+	_, err = s.create(pod, token)
 	wantDenied(t, err, codes.PermissionDenied, "ImageUnsigned")
 	// Moved back, it passes: what counted was where it points.
 	must(t, s.Registry.Tag(signed.Ref, "release"))
 	s.eventually(30*time.Second, func() error {
-		_, err := s.create(pod, s.token(pod))
+		_, err := s.create(pod, token)
 		return err
 	})
 }

@@ -41,8 +41,9 @@ func TestRegistryAway(t *testing.T) {
 	s.eventually(30*time.Second, func() error { return s.issuedUnder(known, token, "renamed") })
 
 	must(t, s.Registry.Restart())
+	again := s.token(fresh)
 	s.eventually(30*time.Second, func() error {
-		_, err := s.create(fresh, s.token(fresh))
+		_, err := s.create(fresh, again)
 		return err
 	})
 }
