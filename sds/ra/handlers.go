@@ -55,7 +55,11 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		err = Status(err)
 	}()
 	if info.IsClientStream {
-		bounded, err := messagesOf(stream, s.cfg.MessageTime)
+		bound := s.cfg.MessageTime
+		if s.single[info.FullMethod] {
+			bound = 0
+		}
+		bounded, err := messagesOf(stream, bound)
 		if err != nil {
 			return s.cfg.RA.refuse(stream.Context(), refusalOf{door: DoorMesh, deny: attest.Deny(attest.InternalError, "", "%v", err)})
 		}

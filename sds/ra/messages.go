@@ -41,7 +41,8 @@ type messages struct {
 	bound time.Duration
 }
 
-// messagesOf wraps a client's stream. bound is within what each message must end.
+// messagesOf wraps a client's stream. bound is within what each message must end;
+// zero is for calls that have one answer, which have a deadline as a whole.
 func messagesOf(stream grpc.ServerStream, bound time.Duration) (*messages, error) {
 	from, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(pieces)
 	if !ok {
@@ -77,6 +78,9 @@ func (m *messages) RecvMsg(into any) error {
 // within reads a message of length. Only the stream's end ends a read, so one
 // that is late is left to it: the error makes the handler return.
 func (m *messages) within(length int) ([]byte, error) {
+	if m.bound == 0 {
+		return m.read(length)
+	}
 	type read struct {
 		data []byte
 		err  error
