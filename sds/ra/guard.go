@@ -169,6 +169,7 @@ func (g *guard) endBefore(at time.Time, over time.Duration) (n int) {
 }
 
 func (g *guard) refuse(peer netip.Addr, deny *attest.DenyError) {
+	// There is no call to end with it; it is counted and logged.
 	_ = g.cfg.RA.refuse(context.Background(), refusalOf{door: DoorMesh, peer: peer, deny: deny})
 }
 
