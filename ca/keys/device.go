@@ -159,9 +159,10 @@ func (w *work) run(ctx context.Context) {
 	// What comes back late is taken back, and its connection closed: a new one is
 	// in use by now. It counts as hung until then.
 	if s := w.conn[w.at.token()]; err == nil && w.job.late != nil && s != nil {
+		// Only a panic is kept from the process here: nobody waits for it any more.
 		_ = guard(func() error { w.job.late(s); return nil })
 	}
-	_ = w.conn.close()
+	_ = w.conn.close() // given up, whatever it says
 	w.device.mu.Lock()
 	w.device.hung--
 	w.device.mu.Unlock()
@@ -187,7 +188,7 @@ func (w *work) try(ctx context.Context) error {
 	w.device.log.Warn("a key device failed; it is opened anew", "device", w.device.name, "error", err)
 	w.device.metrics.reopen()
 	if err = w.once(ctx); err != nil {
-		_ = w.drop()
+		_ = w.drop() // err is what counts
 	}
 	return err
 }

@@ -122,7 +122,7 @@ func (p *place) addState(cmd *cobra.Command) {
 func (p *place) addConfig(cmd *cobra.Command) {
 	p.addState(cmd)
 	cmd.Flags().StringVar(&p.config, "config", "", "configuration file (default: hallmark.yaml in the state directory)")
-	_ = cmd.MarkFlagFilename("config", "yaml", "yml")
+	_ = cmd.MarkFlagFilename("config", "yaml", "yml") // likewise
 }
 
 // load reads the configuration.
@@ -148,6 +148,7 @@ func (p *place) load(cmd *cobra.Command) (*config.Config, error) {
 // addOutput adds -o with the formats given, the first for people.
 func addOutput(cmd *cobra.Command, target *string, formats ...string) {
 	cmd.Flags().StringVarP(target, "output", "o", formats[0], "format: "+strings.Join(formats, ", "))
+	// It fails only for a flag that does not exist.
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if !slices.Contains(formats, *target) {

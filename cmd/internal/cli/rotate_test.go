@@ -366,7 +366,7 @@ func readUntil(t *testing.T, r io.Reader, want string) string {
 func pty(t *testing.T) (master, slave *os.File) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) && os.Getenv("CI") != "true" {
 		t.Skip("this system has no pseudo-terminals")
 	}
 	if err != nil {
