@@ -40,9 +40,7 @@ func (c *Cluster) InstallHallmark(ctx context.Context) (string, error) {
 	name := metav1.ObjectMeta{Name: HallmarkAccount}
 	core, rbac := c.client.CoreV1(), c.client.RbacV1()
 	subjects := []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: HallmarkNamespace, Name: HallmarkAccount}}
-	ref := func(kind string) rbacv1.RoleRef {
-		return rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: kind, Name: HallmarkAccount}
-	}
+	role := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: HallmarkAccount}
 	for _, create := range []func() error{
 		func() error {
 			_, err := core.Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: HallmarkNamespace}}, metav1.CreateOptions{})
@@ -57,15 +55,7 @@ func (c *Cluster) InstallHallmark(ctx context.Context) (string, error) {
 			return err
 		},
 		func() error {
-			_, err := rbac.ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: name, RoleRef: ref("ClusterRole"), Subjects: subjects}, metav1.CreateOptions{})
-			return err
-		},
-		func() error {
-			_, err := rbac.Roles(HallmarkNamespace).Create(ctx, &rbacv1.Role{ObjectMeta: name, Rules: namespaceRules}, metav1.CreateOptions{})
-			return err
-		},
-		func() error {
-			_, err := rbac.RoleBindings(HallmarkNamespace).Create(ctx, &rbacv1.RoleBinding{ObjectMeta: name, RoleRef: ref("Role"), Subjects: subjects}, metav1.CreateOptions{})
+			_, err := rbac.ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: name, RoleRef: role, Subjects: subjects}, metav1.CreateOptions{})
 			return err
 		},
 	} {
@@ -76,17 +66,10 @@ func (c *Cluster) InstallHallmark(ctx context.Context) (string, error) {
 	return c.AccountKubeconfig(ctx, HallmarkNamespace, HallmarkAccount)
 }
 
-// The access that no installation goes without; features that are switched on
-// add to it.
-var (
-	clusterRules = []rbacv1.PolicyRule{
-		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
-		{NonResourceURLs: []string{"/openid/v1/jwks"}, Verbs: []string{"get"}},
-		{APIGroups: []string{""}, Resources: []string{"pods", "nodes", "serviceaccounts", "namespaces"}, Verbs: []string{"get", "list", "watch"}},
-		{APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create"}},
-	}
-	namespaceRules = []rbacv1.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"secrets", "configmaps"}, Verbs: []string{"get", "list", "watch", "create", "update", "patch"}},
-		{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"get", "list", "watch", "create", "update", "patch"}},
-	}
-)
+// The access of deploy/manifests/access.yaml, which test/deploy holds against
+// what is used; features that are switched on add to it.
+var clusterRules = []rbacv1.PolicyRule{
+	{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
+	{NonResourceURLs: []string{"/openid/v1/jwks"}, Verbs: []string{"get"}},
+	{APIGroups: []string{""}, Resources: []string{"pods", "nodes", "serviceaccounts"}, Verbs: []string{"get", "list", "watch"}},
+}
